@@ -1,0 +1,1 @@
+"""What is learnt: a loss, its metrics and a prediction, behind one small contract."""
