@@ -1,0 +1,147 @@
+"""AugReg: "How to train your ViT? Data, Augmentation, and Regularization in Vision Transformers".
+
+arXiv 2106.10270. Every pre-training run of the study is one argument string:
+
+    python -m vitjax.main --config configs/augreg.py:vit_b16,aug=medium2,reg=0.1,wd=0.1 --workdir W
+
+Arguments (defaults first):
+  model    vit_s32 | vit_ti16 | vit_s16 | vit_b32 | vit_b16 | vit_l16, or any name of the registry
+  data     i1k | i21k (ImageNet through TFDS), digits, or any source: folder:PATH, arrays:PATH, tfds:NAME
+  aug      the recommended preset for model and data | none | light1 | light2 | medium1 | medium2 | strong1 |
+           strong2, in the paper's names. The published files call light1 `light0` and light2 `light1`.
+  reg      0.0 | 0.1: dropout and stochastic depth together, as in the study
+  wd       0.1 | 0.03: weight decay in the paper's unit, that is, multiplied by the peak learning rate
+  epochs   300; 30 for small sources    batch  4096; 64 for small sources    res  224    lr  0.001
+  rep      False: no representation layer before the head (i21k: never; i1k: trained both ways)
+  compat   augreg | fixed: RandAugment with or without the quirks of the code behind the published models
+  dtype    float32 | bfloat16: compute type; parameters are float32 always
+  classes  number of labels, for sources that are not ImageNet: as many as the source has
+"""
+
+from ml_collections import ConfigDict
+
+from configs import common
+
+# Paper section 3.3: (RandAugment layers, magnitude), mixup alpha.
+PRESETS = {
+    "none": (None, 0.0),
+    "light1": ((2, 0), 0.0),
+    "light2": ((2, 10), 0.2),
+    "medium1": ((2, 15), 0.2),
+    "medium2": ((2, 15), 0.5),
+    "strong1": ((2, 20), 0.5),
+    "strong2": ((2, 20), 0.8),
+}
+# big_vision's choice for each model; others take the preset of the model nearest in size.
+RECOMMENDED = {
+    "i1k": {
+        "vit_ti16": "light1",
+        "vit_s32": "medium1",
+        "vit_s16": "medium2",
+        "vit_b32": "medium2",
+        "vit_b16": "medium2",
+        "vit_l16": "medium2",
+    },
+    "i21k": {
+        "vit_ti16": "none",
+        "vit_s32": "none",
+        "vit_s16": "light1",
+        "vit_b32": "light2",
+        "vit_b16": "light2",
+        "vit_l16": "medium2",
+    },
+}
+IMAGENET = {
+    "i1k": dict(
+        data="tfds:imagenet2012",
+        train="train[:99%]",
+        evals={"minival": "train[99%:]", "val": "validation"},
+        classes=1000,
+        head_bias=-6.9,
+    ),
+    "i21k": dict(
+        data="tfds:imagenet21k",
+        train="full[51200:]",
+        evals={"val": "full[25600:51200]", "test": "full[:25600]"},
+        classes=21843,
+        head_bias=-10.0,
+    ),
+}
+SMALL = dict(train="train", evals={"val": "test"}, classes=None, head_bias=0.0)
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+    """Returns the pre-training config that the argument string describes."""
+    arg = common.parse_arg(
+        arg,
+        model="vit_s32",
+        data="i1k",
+        aug=None,
+        reg=0.0,
+        wd=0.1,
+        epochs=None,
+        batch=None,
+        res=224,
+        lr=1e-3,
+        rep=False,
+        compat="augreg",
+        dtype="float32",
+        classes=None,
+    )
+    imagenet = arg.data in IMAGENET
+    data = IMAGENET.get(arg.data, {**SMALL, "data": arg.data})
+    aug = arg.aug or RECOMMENDED.get(arg.data, RECOMMENDED["i1k"]).get(arg.model, "medium1")
+    randaug, mixup = common.choose("aug", aug, PRESETS)
+
+    config = ConfigDict()
+    config.seed = 0
+    config.total_epochs = arg.epochs or (300 if imagenet else 30)
+    if arg.classes or data["classes"]:
+        config.num_classes = arg.classes or data["classes"]
+
+    to_model = (
+        "value_range(-1, 1)|onehot({num_classes}, key='label', key_result='labels')|keep('image', 'labels')"
+    )
+    train_pp = [f"decode_jpeg_and_inception_crop({arg.res})", "flip_lr"]
+    if randaug:
+        train_pp.append(f"randaug({randaug[0]}, {randaug[1]}, compat='{arg.compat}')")
+    train_pp.append(to_model)
+    if mixup:
+        train_pp.append(f"mixup({mixup})")
+    config.input = dict(
+        data=data["data"],
+        split=data["train"],
+        pp="|".join(train_pp),
+        batch_size=arg.batch or (4096 if imagenet else 64),
+        workers=-1,
+    )
+
+    config.model = dict(
+        name=arg.model,
+        pool="tok",
+        rep_size=arg.rep,
+        dropout=arg.reg,
+        drop_path=arg.reg,
+        head_bias=data["head_bias"],
+        dtype=arg.dtype,
+    )
+    config.task = dict(name="classify", loss="sigmoid_xent")
+
+    config.optax_name = "scale_by_adam"
+    config.optax = dict(b1=0.9, b2=0.999, mu_dtype="bfloat16")
+    config.lr = arg.lr
+    config.wd = arg.wd * arg.lr
+    warmup = dict(warmup_steps=10_000) if imagenet else dict(warmup_percent=0.1)
+    config.schedule = dict(decay_type="cosine", **warmup)
+    config.grad_clip_norm = 1.0
+
+    eval_pp = f"decode|resize_small({arg.res * 256 // 224})|central_crop({arg.res})|{to_model}"
+    often = dict(log_steps=2_500) if imagenet else dict(log_percent=0.1)
+    config.evals = {
+        name: dict(type="accuracy", data=data["data"], split=split, pp=eval_pp, loss="sigmoid_xent", **often)
+        for name, split in data["evals"].items()
+    }
+    config.best_metric = f"{next(iter(data['evals']))}/prec@1"
+    config.log_training_steps = 50 if imagenet else 10
+    config.ckpt_steps = 1_000 if imagenet else 100
+    return config

@@ -1,0 +1,188 @@
+"""Reading a config file, applying command-line overrides, and refusing keys that nobody reads.
+
+A config file is plain Python with `get_config(arg=None) -> ConfigDict`. `FILE.py:ARG` hands `ARG` to it.
+The top level is read by the loop, and `KEYS` says what each key means. Every section below it is a set of
+keyword arguments, so the signature of the function that is called with it is its schema (`bind`).
+"""
+
+import ast
+import importlib.util
+import inspect
+import pathlib
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import ml_collections
+
+from vitjax.errors import UserError, nearest
+
+UNITS = ("steps", "epochs", "examples", "percent")
+DURATIONS = {
+    "total": "length of training",
+    "log_training": "interval of training metrics",
+    "ckpt": "interval of checkpoints",
+    "keep_ckpt": "interval of checkpoints that are never deleted",
+}
+KEYS = {
+    "seed": "with the config it determines the run",
+    "num_classes": "number of labels; left out: as many as the training source has",
+    "input": "training data: data, split, pp, batch_size, workers, on_error",
+    "model": "name and options of the architecture",
+    "task": "name and options of what is learnt",
+    "evals": "evaluators by name",
+    "optax_name": "optimizer, by its name in optax or ours",
+    "optax": "options of the optimizer",
+    "lr": "peak learning rate",
+    "lr_mults": "(regex, factor) pairs",
+    "wd": "weight decay, multiplied by the schedule but not by lr",
+    "wd_mults": "(regex, factor) pairs",
+    "schedule": "learning-rate schedule, or (regex, schedule or None) pairs; None freezes",
+    "grad_clip_norm": "largest global gradient norm",
+    "grad_accum": "number of slices in which a batch goes through the model",
+    "ema": "exponential moving average of the parameters",
+    "mesh": "(axis, size) pairs; one size may be -1",
+    "sharding": "(regex, placement) pairs over parameter names",
+    "matmul_precision": "jax_default_matmul_precision of the run",
+    "keep_last": "how many of the newest checkpoints stay",
+    "best_metric": "metric by which the best checkpoint is kept, such as val/prec@1",
+    "report": "write report.html at the end",
+}
+TOP_LEVEL = (*KEYS, *(f"{name}_{unit}" for name in DURATIONS for unit in UNITS))
+
+
+def load(spec: str, overrides: Mapping[str, str] | None = None) -> ml_collections.ConfigDict:
+    """Builds the config of `FILE.py[:ARG]` and applies overrides `{"optax.b1": "0.95"}`.
+
+    An override must name a key that the config has or that the loop reads. A value keeps the type of the
+    one it replaces. Overriding a duration drops its other units: `total_steps=20` beats `total_epochs=300`.
+
+    Raises:
+      UserError: the file, the argument, a key or a value is wrong.
+    """
+    path, _, arg = spec.partition(":")
+    config = _get_config(pathlib.Path(path), arg or None)
+    config.unlock()
+    for key, text in (overrides or {}).items():
+        _override(config, key, text)
+    check_top_level(config, path, overrides or {})
+    return config.lock()
+
+
+def check_top_level(config: Mapping, path: str, overrides: Mapping[str, str]) -> None:
+    """Refuses top-level keys that nobody reads, naming where each was set."""
+    for key in config:
+        if key not in TOP_LEVEL:
+            where = f"--config.{key}={overrides[key]}" if key in overrides else path
+            raise UserError(f"unknown config key {key!r} (set by {where}).{nearest(key, TOP_LEVEL)}")
+    for name in DURATIONS:
+        given = [f"{name}_{unit}" for unit in UNITS if config.get(f"{name}_{unit}") is not None]
+        if len(given) > 1:
+            raise UserError(f"config keys {' and '.join(given)} (set by {path}) say the same: keep one.")
+
+
+def bind(
+    function: Callable, section: Mapping[str, Any], name: str, given: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Returns `section` as keyword arguments for `function`, refusing those that its signature lacks.
+
+    Args:
+      function: what will be called; its keyword parameters are the valid keys.
+      section: the config section.
+      name: path of the section in the config, for the message.
+      given: parameters that the caller fills in itself and that a config may not set.
+
+    Raises:
+      UserError: an unknown key, or a required one that is missing.
+    """
+    parameters = {
+        key: p
+        for key, p in inspect.signature(function).parameters.items()
+        if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and key not in (*given, "self")
+    }
+    for key in section:
+        if key not in parameters:
+            raise UserError(
+                f"unknown config key '{name}.{key}'.{nearest(key, parameters)} "
+                f"Valid keys of {name}: {', '.join(parameters)}."
+            )
+    missing = [key for key, p in parameters.items() if p.default is p.empty and key not in section]
+    if missing:
+        raise UserError(f"config section {name!r} lacks {', '.join(missing)}.")
+    return plain(section)
+
+
+def plain(value: Any) -> Any:
+    """Turns ConfigDicts inside `value` into dicts, so that libraries meet nothing they do not know."""
+    if isinstance(value, ml_collections.ConfigDict | Mapping):
+        return {key: plain(value[key]) for key in value}
+    if isinstance(value, list | tuple):
+        return type(value)(plain(item) for item in value)
+    return value
+
+
+def _get_config(path: pathlib.Path, arg: str | None) -> ml_collections.ConfigDict:
+    if not path.is_file():
+        others = sorted(str(p) for p in path.parent.glob("*.py")) if path.parent.is_dir() else []
+        raise UserError(f"no config file {str(path)!r}.{nearest(str(path), others)}")
+    # `from configs import common` works wherever the command is typed.
+    root = str(path.resolve().parent.parent)
+    if root not in sys.path:
+        sys.path.append(root)
+    spec = importlib.util.spec_from_file_location(f"vitjax_config_{path.stem}", path)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except (SyntaxError, ImportError, NameError) as error:
+        raise UserError(f"config file {str(path)!r} cannot be read: {error}") from error
+    if not hasattr(module, "get_config"):
+        raise UserError(f"config file {str(path)!r} has no function get_config(arg=None).")
+    if arg is not None and not inspect.signature(module.get_config).parameters:
+        raise UserError(
+            f"config file {str(path)!r} takes no argument, but was given {arg!r} after the colon."
+        )
+    try:
+        return module.get_config() if arg is None else module.get_config(arg)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        detail = " ".join(str(error.args[0] if error.args else error).split())
+        raise UserError(f"config file {str(path)!r} fails: {detail}") from error
+
+
+def _override(config: ml_collections.ConfigDict, dotted: str, text: str) -> None:
+    *parents, key = dotted.split(".")
+    section = config
+    for depth, parent in enumerate(parents):
+        if not isinstance(section, ml_collections.ConfigDict) or parent not in section:
+            valid = section if isinstance(section, Mapping | ml_collections.ConfigDict) else ()
+            name = ".".join(parents[: depth + 1])
+            raise UserError(f"--config.{dotted}: no config section {name!r}.{nearest(parent, valid)}")
+        section = section[parent]
+    if not isinstance(section, ml_collections.ConfigDict):
+        raise UserError(f"--config.{dotted}: {'.'.join(parents)!r} is a value, not a section.")
+    section.unlock()
+    value = _parse(text)
+    stem, _, unit = key.rpartition("_")
+    if unit in UNITS:
+        for other in UNITS:
+            if other != unit and f"{stem}_{other}" in section:
+                del section[f"{stem}_{other}"]
+    try:
+        if isinstance(section.get(key), str) and not isinstance(value, str):
+            value = text
+        section[key] = value
+    except (TypeError, ValueError) as error:
+        old = section[key]
+        raise UserError(
+            f"--config.{dotted}={text}: expected {type(old).__name__} (as the present value {old!r}), "
+            f"got {type(value).__name__}."
+        ) from error
+
+
+def _parse(text: str) -> Any:
+    if text.lower() in ("true", "false", "none"):
+        return {"true": True, "false": False, "none": None}[text.lower()]
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text

@@ -1,0 +1,221 @@
+"""Everything that a config names, built and checked before the first step.
+
+Training, `--check` and `--eval_only` all start here: a config that one of them accepts works in all.
+"""
+
+import dataclasses
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from vitjax import durations, evaluators, models, optim, sharding, tasks
+from vitjax.config import UNITS, bind, plain
+from vitjax.data import pipeline, pp
+from vitjax.data.sources import open_source
+from vitjax.errors import UserError
+from vitjax.train_state import TrainState, make_init, make_step
+
+BEFORE_MODEL = "the batch as it reaches the device"
+
+
+@dataclasses.dataclass(frozen=True)
+class Input:
+    """Section `input`: where training examples come from and what happens to them.
+
+    Attributes:
+      data: source, such as `digits`, `folder:PATH`, `tfds:NAME`.
+      pp: preprocessing string; `{num_classes}` stands for the number of labels.
+      batch_size: examples in a global batch.
+      split: part of the source, such as `train[:90%]`.
+      workers: processes that prepare batches; 0: threads of this process, -1: one a core but one.
+      on_error: `raise` stops at a broken image, `skip` replaces it by another and counts.
+    """
+
+    data: str
+    pp: str
+    batch_size: int
+    split: str = "train"
+    workers: int = 0
+    on_error: str = "raise"
+
+
+@dataclasses.dataclass
+class Experiment:
+    """The parts of one run.
+
+    Attributes:
+      config: the resolved config.
+      input: its section `input`.
+      source: the training examples.
+      num_classes: number of labels.
+      preprocess: host and device half of the training preprocessing.
+      mesh: the device mesh.
+      model: the module.
+      task: what is learnt.
+      optimizer: transformation, schedules and averaging.
+      total_steps: length of the run.
+      batch_spec: shapes of the global batch as it reaches the device.
+      abstract_state: the train state by shape, with shardings.
+      evaluators: `{name: (interval in steps, evaluator)}`.
+    """
+
+    config: ConfigDict
+    input: Input
+    source: Any
+    num_classes: int
+    preprocess: pp.Preprocess
+    mesh: Mesh
+    model: Any
+    task: Any
+    optimizer: optim.Optimizer
+    total_steps: int
+    batch_spec: dict[str, jax.ShapeDtypeStruct]
+    abstract_state: TrainState
+    evaluators: dict[str, tuple[int, Any]]
+
+    def steps(self, name: str, default: int | None = None) -> int | None:
+        """The duration `name` of the config in steps."""
+        return durations.steps(self.config, name, default=default, **self.sizes)
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """What a duration is measured by."""
+        return dict(
+            batch_size=self.input.batch_size, num_examples=len(self.source), total_steps=self.total_steps
+        )
+
+    def init_state(self) -> TrainState:
+        """The state at step 0, born sharded."""
+        init = make_init(self.task, self.optimizer, self.preprocess.device, self.config.get("seed", 0))
+        zeros = jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), self.batch_spec)
+        return jax.jit(init, out_shardings=state_placement(self.abstract_state))(zeros)
+
+    def train_step(self) -> Callable[[TrainState, dict], tuple[TrainState, dict]]:
+        """The jitted step `(state, batch) -> (state, metrics)`; it takes over the buffers of the state."""
+        step = make_step(
+            self.task,
+            self.optimizer,
+            self.preprocess.device,
+            self.config.get("seed", 0),
+            self.config.get("grad_accum", 1),
+        )
+        return jax.jit(step, donate_argnums=0, out_shardings=(state_placement(self.abstract_state), None))
+
+    def batches(self, start_step: int) -> Iterator[dict[str, np.ndarray]]:
+        """This process's rows of the training batches from `start_step` on."""
+        workers = self.input.workers if self.input.workers >= 0 else max(0, (os.cpu_count() or 1) - 1)
+        return pipeline.train_batches(
+            self.source,
+            self.preprocess.host,
+            batch_size=self.input.batch_size,
+            seed=self.config.get("seed", 0),
+            start_step=start_step,
+            workers=workers,
+            on_error=self.input.on_error,
+            num_classes=self.num_classes,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+
+
+def state_placement(abstract_state: TrainState) -> Any:
+    """The shardings of a state that is given by shape."""
+    return jax.tree.map(lambda leaf: leaf.sharding, abstract_state)
+
+
+def build(config: ConfigDict) -> Experiment:
+    """Builds what the config names.
+
+    Raises:
+      UserError: a key nobody reads, a value that does not fit, or data that is not there.
+    """
+    mesh = sharding.make_mesh(plain(config.get("mesh", (("data", -1),))))
+    accumulation = config.get("grad_accum", 1)
+    section = _section(config, "input")
+    settings = Input(**bind(Input, section, "input"))
+    sharding.check_batch_size(settings.batch_size, mesh, accumulation=accumulation)
+
+    source = open_source(settings.data, settings.split)
+    num_classes = config.get("num_classes") or source.num_classes
+    preprocess = parse_pp(settings.pp, num_classes, "input.pp")
+    batch_spec = first_batch_spec(source, preprocess, settings.batch_size)
+
+    model_section = dict(_section(config, "model"))
+    if "name" not in model_section:
+        raise UserError("config.model.name is missing: name an architecture, such as 'vit_s32'.")
+    model = models.create(model_section.pop("name"), num_classes=num_classes, **plain(model_section))
+    task = tasks.create(plain(config.get("task", {})), model)
+
+    sizes = dict(batch_size=settings.batch_size, num_examples=len(source))
+    total_steps = durations.steps(config, "total", total_steps=None, **sizes)
+    abstract_params = jax.eval_shape(
+        lambda rng, batch: task.init(rng, preprocess.device(batch, rng))[0], jax.random.key(0), batch_spec
+    )
+    optimizer = optim.create(abstract_params, total_steps=total_steps, **sizes, **optimizer_section(config))
+    abstract_state = jax.eval_shape(make_init(task, optimizer, preprocess.device, 0), batch_spec)
+    placement = sharding.state_shardings(abstract_state, plain(config.get("sharding", ())), mesh)
+    abstract_state = jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+        abstract_state,
+        placement,
+    )
+
+    experiment = Experiment(
+        config, settings, source, num_classes, preprocess, mesh, model, task, optimizer, total_steps,
+        batch_spec, abstract_state, {},
+    )  # fmt: skip
+    for name, section in config.get("evals", {}).items():
+        experiment.evaluators[name] = _build_evaluator(experiment, name, section)
+    return experiment
+
+
+def parse_pp(text: str, num_classes: int, key: str) -> pp.Preprocess:
+    """Parses the preprocessing string of config key `key`, with the number of labels filled in."""
+    try:
+        return pp.parse(text.replace("{num_classes}", str(num_classes)))
+    except UserError as error:
+        raise UserError(f"config.{key}: {error}") from error
+
+
+def first_batch_spec(source: Any, preprocess: pp.Preprocess, batch_size: int) -> dict:
+    """The shapes of a global batch, found by preprocessing the first example."""
+    if len(source) == 0:
+        raise UserError(f"the training source {source.name!r} holds no examples.")
+    example = preprocess.host(dict(source[0]), np.random.default_rng(0))
+    arrays = {key: np.asarray(value) for key, value in example.items() if not key.startswith("_")}
+    odd = [key for key, value in arrays.items() if value.dtype.kind not in "uifb"]
+    if odd:
+        raise UserError(
+            f"config.input.pp leaves {odd[0]!r} as {arrays[odd[0]].dtype}, which no device can hold: "
+            "decode it, or drop it with keep('image', 'label')."
+        )
+    return {
+        key: jax.ShapeDtypeStruct((batch_size, *value.shape), jax.dtypes.canonicalize_dtype(value.dtype))
+        for key, value in arrays.items()
+    }
+
+
+def optimizer_section(config: ConfigDict) -> dict[str, Any]:
+    """The top-level keys that `optim.create` reads."""
+    keys = ("optax_name", "optax", "lr", "lr_mults", "wd", "wd_mults", "schedule", "grad_clip_norm", "ema")
+    return {key: plain(config[key]) for key in keys if key in config}
+
+
+def _section(config: ConfigDict, name: str) -> ConfigDict:
+    if not isinstance(config.get(name), ConfigDict):
+        raise UserError(f"config.{name} is missing: it must be a section, dict(...).")
+    return config[name]
+
+
+def _build_evaluator(experiment: Experiment, name: str, section: ConfigDict) -> tuple[int, Any]:
+    interval_keys = [f"log_{unit}" for unit in UNITS]
+    every = durations.steps(section, "log", default=experiment.total_steps, **experiment.sizes)
+    options = {key: value for key, value in plain(section).items() if key not in interval_keys}
+    return every, evaluators.create(
+        name, options, task=experiment.task, mesh=experiment.mesh, num_classes=experiment.num_classes
+    )

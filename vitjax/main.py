@@ -1,0 +1,104 @@
+"""The command line: `python -m vitjax.main --config FILE.py[:ARG] --workdir DIR [--config.key=value ...]`."""
+
+import argparse
+import os
+import pathlib
+import sys
+from collections.abc import Sequence
+
+from vitjax import config as config_lib
+from vitjax.errors import UserError
+
+EPILOG = """\
+examples:
+  python -m vitjax.main --config configs/quickstart.py --workdir runs/quickstart
+  python -m vitjax.main --config configs/augreg.py:vit_s32,aug=light1,data=digits --workdir runs/s32
+  python -m vitjax.main --config configs/augreg.py:vit_b16 --check
+any key of the config can be overridden: --config.lr=3e-4 --config.total_steps=20
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line and returns the exit code: 0, or 2 for a mistake of the user's own."""
+    try:
+        return run(sys.argv[1:] if argv is None else argv)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def run(argv: Sequence[str]) -> int:
+    """Parses the command line, reads the config and does what was asked for."""
+    args, overrides = parse(argv)
+    config = config_lib.load(args.config, overrides)
+    if not args.check and args.workdir is None:
+        raise UserError("--workdir DIR is required: it takes checkpoints, metrics and the report.")
+    keep_compiled_programs()
+
+    # The heavy imports wait until the command line and the config are known to be sound.
+    import jax
+
+    if args.multihost:
+        from vitjax.sharding import start_processes
+
+        start_processes()
+    if config.get("matmul_precision"):
+        jax.config.update("jax_default_matmul_precision", config.matmul_precision)
+    if args.check:
+        from vitjax.check import check
+
+        return check(config)
+    from vitjax.train import evaluate, train
+
+    workdir = pathlib.Path(args.workdir)
+    return evaluate(config, workdir) if args.eval_only else train(config, workdir, command=argv)
+
+
+def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, str]]:
+    """Splits the command line into options and config overrides `{"optax.b1": "0.95"}`."""
+    own, overrides = [], {}
+    rest = iter(argv)
+    for word in rest:
+        if word.startswith(("--config.", "-config.")):
+            key, equals, value = word.split("config.", 1)[1].partition("=")
+            if not equals:
+                value = next(rest, None)
+            if value is None:
+                raise UserError(f"{word} has no value: write {word}=VALUE.")
+            overrides[key] = value
+        else:
+            own.append(word)
+    parser = _Parser(prog="python -m vitjax.main", epilog=EPILOG, allow_abbrev=False,
+                     description="Trains and evaluates what a config file describes.",
+                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser.add_argument(
+        "--config", required=True, metavar="FILE.py[:ARG]", help="config file and its argument"
+    )
+    parser.add_argument(
+        "--workdir", metavar="DIR", help="checkpoints, metrics and report; found again on restart"
+    )
+    modes = parser.add_mutually_exclusive_group()
+    modes.add_argument(
+        "--check", action="store_true", help="build everything by shape only, print it, and stop"
+    )
+    modes.add_argument("--eval_only", action="store_true", help="run the evaluators on the newest checkpoint")
+    parser.add_argument(
+        "--multihost", action="store_true", help="join the processes of a TPU pod or Slurm job"
+    )
+    return parser.parse_args(own), overrides
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str):
+        raise UserError(f"{message}. See python -m vitjax.main --help.")
+
+
+def keep_compiled_programs() -> None:
+    """Lets jax keep compiled programs in the user's cache, so that a second start skips compilation."""
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.join(cache, "vitjax", "compiled"))
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,104 @@
+"""The one pytree a run consists of, how it is born, and the step that takes it forward."""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+
+@flax.struct.dataclass
+class TrainState:
+    """Everything that changes during training. With the config and the seed it determines the run.
+
+    Attributes:
+      step: int32 scalar, number of updates done.
+      params: float32 parameters.
+      model_state: collections that the model updates itself, such as batch statistics.
+      opt_state: state of the optax transformation.
+      ema_params: averaged parameters, or None.
+    """
+
+    step: jax.Array
+    params: Any
+    model_state: Any
+    opt_state: optax.OptState
+    ema_params: Any
+
+
+def make_init(task, optimizer, preprocess, seed: int) -> Callable[[dict], TrainState]:
+    """Returns `init(batch) -> TrainState`; the batch (as it arrives on the device) matters by shape only."""
+
+    def init(batch: dict) -> TrainState:
+        rng = jax.random.key(seed)
+        params, model_state = task.init(rng, preprocess(batch, rng))
+        return TrainState(
+            step=jnp.zeros((), jnp.int32),
+            params=params,
+            model_state=model_state,
+            opt_state=optimizer.tx.init(params),
+            ema_params=jax.tree.map(jnp.copy, params) if optimizer.update_ema else None,
+        )
+
+    return init
+
+
+def make_step(
+    task, optimizer, preprocess, seed: int, accumulation: int = 1
+) -> Callable[[TrainState, dict], tuple[TrainState, dict]]:
+    """Returns `step(state, batch) -> (state, metrics)`, a pure function to be jitted with the state donated.
+
+    All randomness is folded out of (seed, state.step). Metrics are float32 scalars: `training_loss`, the
+    norms `l2_grads`, `l2_params` and `l2_updates`, and what the task adds.
+
+    Args:
+      task: see the contract in docs/design.md.
+      optimizer: `vitjax.optim.Optimizer`.
+      preprocess: device half of the preprocessing, `(batch, rng) -> batch`.
+      seed: seed of the run.
+      accumulation: number of equal slices of a batch that go through the model one after the other; their
+        gradients and metrics are averaged.
+    """
+
+    def loss_and_grads(state: TrainState, batch: dict, rng: jax.Array):
+        grad = jax.value_and_grad(task.loss, has_aux=True)
+        if accumulation == 1:
+            (loss, (metrics, model_state)), grads = grad(state.params, state.model_state, batch, rng)
+            return loss, metrics, model_state, grads
+
+        def one(carry, slice_and_rng):
+            model_state, total = carry
+            (loss, (metrics, model_state)), grads = grad(state.params, model_state, *slice_and_rng)
+            return (model_state, jax.tree.map(jnp.add, total, grads)), (loss, metrics)
+
+        # Rows are dealt out in turn, so that every slice is spread over all devices.
+        slices = jax.tree.map(
+            lambda x: x.reshape(x.shape[0] // accumulation, accumulation, *x.shape[1:]).swapaxes(0, 1), batch
+        )
+        zeros = jax.tree.map(jnp.zeros_like, state.params)
+        (model_state, total), (losses, metrics) = jax.lax.scan(
+            one, (state.model_state, zeros), (slices, jax.random.split(rng, accumulation))
+        )
+        mean = lambda tree: jax.tree.map(lambda x: jnp.mean(x, axis=0), tree)
+        return mean(losses), mean(metrics), model_state, jax.tree.map(lambda g: g / accumulation, total)
+
+    def step(state: TrainState, batch: dict) -> tuple[TrainState, dict]:
+        data_rng, model_rng = jax.random.split(jax.random.fold_in(jax.random.key(seed), state.step + 1))
+        batch = preprocess(batch, data_rng)
+        loss, metrics, model_state, grads = loss_and_grads(state, batch, model_rng)
+        updates, opt_state = optimizer.tx.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        ema_params = state.ema_params
+        if optimizer.update_ema:
+            ema_params = optimizer.update_ema(state.ema_params, params, state.step)
+        new = TrainState(state.step + 1, params, model_state, opt_state, ema_params)
+        norms = dict(
+            l2_grads=optax.global_norm(grads),
+            l2_params=optax.global_norm(params),
+            l2_updates=optax.global_norm(updates),
+        )
+        return new, dict(training_loss=loss, **norms, **metrics)
+
+    return step
