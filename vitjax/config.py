@@ -6,11 +6,13 @@ keyword arguments, so the signature of the function that is called with it is it
 """
 
 import ast
+import contextlib
 import importlib.util
 import inspect
 import pathlib
 import sys
-from collections.abc import Callable, Mapping, Sequence
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import ml_collections
@@ -132,21 +134,30 @@ def _get_config(path: pathlib.Path, arg: str | None) -> ml_collections.ConfigDic
     spec = importlib.util.spec_from_file_location(f"vitjax_config_{path.stem}", path)
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
-    try:
+    with _blaming(path):
         spec.loader.exec_module(module)
-    except (SyntaxError, ImportError, NameError) as error:
-        raise UserError(f"config file {str(path)!r} cannot be read: {error}") from error
     if not hasattr(module, "get_config"):
         raise UserError(f"config file {str(path)!r} has no function get_config(arg=None).")
     if arg is not None and not inspect.signature(module.get_config).parameters:
         raise UserError(
             f"config file {str(path)!r} takes no argument, but was given {arg!r} after the colon."
         )
-    try:
+    with _blaming(path):
         return module.get_config() if arg is None else module.get_config(arg)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+
+
+@contextlib.contextmanager
+def _blaming(path: pathlib.Path) -> Iterator[None]:
+    """Turns whatever a config file raises into one sentence with the file and, where known, the line."""
+    try:
+        yield
+    except Exception as error:
+        lines = [
+            frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)
+        ]
+        where = f"{str(path)!r}" + (f", line {lines[-1]}" if lines else "")
         detail = " ".join(str(error.args[0] if error.args else error).split())
-        raise UserError(f"config file {str(path)!r} fails: {detail}") from error
+        raise UserError(f"config file {where} fails: {detail}") from error
 
 
 def _override(config: ml_collections.ConfigDict, dotted: str, text: str) -> None:
@@ -186,3 +197,30 @@ def _parse(text: str) -> Any:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError):
         return text
+
+
+# What may differ between two runs that go on from each other: it changes neither parameters nor batches.
+BESIDE_TRAINING = ("evals", "mesh", "sharding", "keep_last", "best_metric", "report", "input.workers")
+
+
+def fingerprint(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """Returns the part of a config that determines the trained parameters, as `{"model.name": "vit_s32"}`."""
+    flat: dict[str, Any] = {}
+
+    def walk(prefix: str, value: Any) -> None:
+        if isinstance(value, ml_collections.ConfigDict | Mapping):
+            for key in value:
+                walk(f"{prefix}{key}.", value[key])
+        else:
+            flat[prefix[:-1]] = value
+
+    walk("", config)
+    beside = (
+        *BESIDE_TRAINING,
+        *(f"{name}_{unit}" for name in DURATIONS if name != "total" for unit in UNITS),
+    )
+    return {
+        key: value
+        for key, value in sorted(flat.items())
+        if not any(key == name or key.startswith(name + ".") for name in beside)
+    }

@@ -17,3 +17,11 @@ def nearest(word: str, valid: Iterable[str]) -> str:
     """Returns ` Did you mean 'x'?` for the valid word closest to `word`, or an empty string."""
     close = difflib.get_close_matches(word, list(valid), n=1, cutoff=0.5)
     return f" Did you mean {close[0]!r}?" if close else ""
+
+
+class TrainingFailed(Exception):
+    """Training cannot go on: the loss or the gradient is not finite.
+
+    The message names the step, the last good checkpoint and the examples. `vitjax.main` prints it and exits
+    with code 3.
+    """

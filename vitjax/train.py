@@ -1,0 +1,242 @@
+"""The loop: from a config and a working directory to a trained model, resuming where the last run stopped."""
+
+import collections
+import contextlib
+import json
+import math
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from vitjax import experiment as experiment_lib
+from vitjax import files, sharding
+from vitjax.checkpoint import Checkpointer
+from vitjax.config import fingerprint
+from vitjax.errors import TrainingFailed, UserError
+from vitjax.experiment import Experiment
+from vitjax.metrics import MetricWriter, WallTime
+from vitjax.preemption import Preempted
+from vitjax.progress import Progress
+from vitjax.run_info import run_info
+from vitjax.train_state import TrainState
+
+CHECKPOINTS = "checkpoints"
+
+
+def train(config: ConfigDict, workdir: pathlib.Path, command: Sequence[str] = ()) -> int:
+    """Trains to the end of the schedule, or until told to stop; returns the exit code.
+
+    A workdir that holds checkpoints of the same config is gone on with. The result is bit for bit that of an
+    uninterrupted run on as many devices.
+
+    Raises:
+      UserError: something the user can mend. What was saved before stays.
+      TrainingFailed: the loss is no longer finite.
+    """
+    stop, wall = Preempted(), WallTime()
+    with contextlib.ExitStack() as opened:
+        with wall.phase("start-up"):
+            run = experiment_lib.build(config)
+            checkpointer = opened.enter_context(open_checkpoints(run, workdir))
+            start_step, state = checkpointer.restore(run.abstract_state) or (0, run.init_state())
+            describe_run(workdir, config, command)
+            main_process = jax.process_index() == 0
+            writer = opened.enter_context(MetricWriter(workdir if main_process else None, start_step))
+            loader = opened.enter_context(contextlib.closing(run.batches(start_step)))
+            batches = sharding.prefetch(loader, run.mesh)
+            train_step = run.train_step()
+        progress = opened.enter_context(
+            Progress(
+                run.total_steps,
+                batch_size=run.input.batch_size,
+                start_step=start_step,
+                wall=wall,
+                enabled=main_process,
+            )
+        )
+        if start_step:
+            progress.log(f"resumed from {workdir / CHECKPOINTS}")
+        recorder = Recorder(run, writer, progress, loader, workdir, checkpointer)
+        save_every, keep_best = run.steps("ckpt", default=run.total_steps), config.get("best_metric")
+        step, leaving = start_step, False
+
+        while step < run.total_steps and not leaving:
+            with wall.phase("data wait"):
+                host_batch, batch = next(batches)
+            with wall.phase("step" if step > start_step else "compile"):
+                state, metrics = train_step(state, batch)
+            step += 1
+            with wall.phase("step"):
+                recorder.add(step, metrics, host_batch["_id"])
+
+            evaluators = [name for name, (every, _) in run.evaluators.items() if due(step, every, run)]
+            leaving = stop(step)
+            if evaluators or leaving or due(step, save_every, run):
+                with wall.phase("step"):
+                    recorder.settle()
+                with wall.phase("eval"):
+                    results = run_evaluators(run, state, evaluators)
+                recorder.evaluated(step, results)
+                if leaving or due(step, save_every, run) or keep_best in results:
+                    with wall.phase("checkpoint"):
+                        checkpointer.save(step, state, metrics=results)
+                        progress.log("checkpoint")
+
+        with wall.phase("checkpoint"):
+            checkpointer.wait()
+        writer.flush()
+        progress.print(wall.summary())
+        if leaving and step < run.total_steps:
+            progress.print(f"stopped at step {step}, saved: the same command goes on from there")
+            return stop.exit_code
+        if main_process and config.get("report", True):
+            write_report(run, state, workdir, wall)
+            progress.print(f"report: {workdir / 'report.html'}")
+    return 0
+
+
+class Recorder:
+    """Reads back what the steps measured, two steps behind, so that the devices never wait for the host.
+
+    Every loss is looked at; at logging steps the metrics are written and shown.
+    """
+
+    LAG = 2
+
+    def __init__(
+        self,
+        run: Experiment,
+        writer: MetricWriter,
+        progress: Progress,
+        loader: Any,
+        workdir: pathlib.Path,
+        checkpointer: Checkpointer,
+    ):
+        self._run, self._writer, self._progress, self._loader = run, writer, progress, loader
+        self._workdir, self._checkpointer = workdir, checkpointer
+        self._log_every = run.steps("log_training", default=50)
+        self._pending: collections.deque = collections.deque()
+
+    def add(self, step: int, metrics: dict[str, jax.Array], ids: np.ndarray) -> None:
+        """Takes the metrics of a step that was just handed to the devices."""
+        self._pending.append((step, metrics, ids))
+        while len(self._pending) > self.LAG:
+            self._record(*self._pending.popleft())
+
+    def settle(self) -> None:
+        """Waits for all steps so far. A state is saved or evaluated only after this has passed."""
+        while self._pending:
+            self._record(*self._pending.popleft())
+
+    def evaluated(self, step: int, results: dict[str, float]) -> None:
+        """Writes and shows what the evaluators measured after `step`."""
+        if results:
+            self._writer.write(step, results)
+            self._progress.log("eval " + " ".join(f"{name} {value:.4g}" for name, value in results.items()))
+        self._writer.flush()
+
+    def _record(self, step: int, metrics: dict[str, jax.Array], ids: np.ndarray) -> None:
+        logged = step == 1 or due(step, self._log_every, self._run)
+        values = {name: float(value) for name, value in metrics.items() if logged or name in CHECKED}
+        bad = {name: value for name, value in values.items() if name in CHECKED and not math.isfinite(value)}
+        if bad:
+            raise self._failure(step, bad, ids)
+        self._progress.update(step)
+        if logged:
+            self._progress.report(step, values)
+            self._writer.write(step, values | self._circumstances(step))
+
+    def _circumstances(self, step: int) -> dict[str, float]:
+        run, progress = self._run, self._progress
+        seen = step * run.input.batch_size
+        rates = {
+            "img/sec": progress.images_per_second,
+            "img/sec/core": progress.images_per_second / jax.device_count(),
+            "data_wait": progress.data_wait,
+        }
+        return {
+            # The learning rate that this step used: t counts the updates before it.
+            "learning_rate": float(run.optimizer.learning_rate(step - 1)),
+            "examples_seen": seen,
+            "epoch": seen / len(run.source),
+            "progress": step / run.total_steps,
+            "data/skipped": getattr(self._loader, "skipped", 0),
+            **{name: value for name, value in rates.items() if math.isfinite(value)},
+        }
+
+    def _failure(self, step: int, bad: dict[str, float], ids: np.ndarray) -> TrainingFailed:
+        path = self._workdir / f"nonfinite-{step}.json"
+        files.replace(path, json.dumps({"step": step, "examples": ids.tolist()}))
+        good = self._checkpointer.latest_step()
+        last = f"the last good checkpoint is step {good}" if good else "no checkpoint was saved before"
+        found = ", ".join(f"{name} is {value}" for name, value in bad.items())
+        return TrainingFailed(
+            f"{found} at step {step}; {last}. The batch's examples are {_some(ids)} of "
+            f"{self._run.source.name} (all in {path}). Look at them, or lower config.lr or config.grad_clip_norm."
+        )
+
+
+CHECKED = ("training_loss", "l2_grads")
+
+
+def due(step: int, every: int | None, run: Experiment) -> bool:
+    """Whether something that happens every so many steps, and at the end, happens after `step`.
+
+    A turn that comes within a quarter of its interval before the end is left to the end.
+    """
+    left = run.total_steps - step
+    return left == 0 or (bool(every) and step % every == 0 and left > 0.25 * every)
+
+
+def run_evaluators(run: Experiment, state: TrainState, names: Sequence[str]) -> dict[str, float]:
+    """Returns `{"val/prec@1": 0.97, ...}` for the evaluators of these names."""
+    return {
+        f"{name}/{metric}": float(value)
+        for name in names
+        for metric, value in run.evaluators[name][1].run(state)
+    }
+
+
+def evaluate(config: ConfigDict, workdir: pathlib.Path) -> int:
+    """Prints what all evaluators measure on the newest checkpoint of the workdir; returns 0."""
+    run = experiment_lib.build(config)
+    if not run.evaluators:
+        raise UserError("--eval_only: config.evals is empty, there is nothing to evaluate.")
+    if not (workdir / CHECKPOINTS).is_dir():
+        raise UserError(f"--eval_only: {str(workdir)!r} holds no checkpoints; train there first.")
+    with open_checkpoints(run, workdir) as checkpointer:
+        restored = checkpointer.restore(run.abstract_state)
+    if restored is None:
+        raise UserError(f"--eval_only: {str(workdir)!r} holds no checkpoint to evaluate; train there first.")
+    step, state = restored
+    for name, value in run_evaluators(run, state, list(run.evaluators)).items():
+        print(f"step {step} {name} {value:.6g}")
+    return 0
+
+
+def open_checkpoints(run: Experiment, workdir: pathlib.Path) -> Checkpointer:
+    """Opens the checkpoints of a workdir as the config wants them kept."""
+    config = run.config
+    return Checkpointer(
+        workdir / CHECKPOINTS,
+        fingerprint=fingerprint(config),
+        keep_last=config.get("keep_last", 1),
+        keep_best=1 if config.get("best_metric") else 0,
+        best_metric=config.get("best_metric"),
+        keep_every=run.steps("keep_ckpt", default=None),
+    )
+
+
+def describe_run(workdir: pathlib.Path, config: ConfigDict, command: Sequence[str]) -> None:
+    """Writes the resolved config, versions, devices and the git revision into the workdir."""
+    if jax.process_index() == 0:
+        files.replace(workdir / "config.json", config.to_json_best_effort(indent=2) + "\n")
+        files.replace(workdir / "run.json", json.dumps(run_info(command), indent=2) + "\n")
+
+
+def _some(ids: np.ndarray, most: int = 8) -> str:
+    return ", ".join(map(str, ids[:most].tolist())) + (", ..." if len(ids) > most else "")
