@@ -176,7 +176,8 @@ class Recorder:
         found = ", ".join(f"{name} is {value}" for name, value in bad.items())
         return TrainingFailed(
             f"{found} at step {step}; {last}. The batch's examples are {_some(ids)} of "
-            f"{self._run.source.name} (all in {path}). Look at them, or lower config.lr or config.grad_clip_norm."
+            f"{self._run.source.name} (all in {path}). Look at them, or lower config.lr or "
+            "config.grad_clip_norm."
         )
 
 
