@@ -62,8 +62,7 @@ class MultiHeadDotProductAttention(nn.Module):
 
         def heads(inputs, name):
             kernel, bias = HeadProjection(shape, self.qkv_bias, name=name)()
-            y = jnp.einsum("bnd,dhk->bnhk", inputs, kernel.astype(self.dtype))
-            return y if bias is None else y + bias.astype(self.dtype)
+            return _add(jnp.einsum("bnd,dhk->bnhk", inputs, kernel.astype(self.dtype)), bias)
 
         return heads(x, "query"), heads(context, "key"), heads(context, "value")
 
@@ -78,4 +77,8 @@ class MultiHeadDotProductAttention(nn.Module):
     def merge(self, y, width):
         """Projects the heads' results `[B, N, H, Dh]` back to `[B, N, D]`."""
         kernel, bias = HeadProjection((*y.shape[-2:], width), into_heads=False, name="out")()
-        return jnp.einsum("bnhk,hkd->bnd", y, kernel.astype(self.dtype)) + bias.astype(self.dtype)
+        return _add(jnp.einsum("bnhk,hkd->bnd", y, kernel.astype(self.dtype)), bias)
+
+
+def _add(y, bias):
+    return y if bias is None else y + bias.astype(y.dtype)

@@ -3,15 +3,14 @@
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 
 def linear_rates(rate: float, depth: int) -> tuple[float, ...]:
     """Drop probabilities that grow linearly from 0 in the first block to `rate` in the last.
 
-    `rate * l / max(depth - 1, 1)` for l = 0 .. depth-1, as in Scenic's AugReg baseline.
+    `rate * block / max(depth - 1, 1)` for block = 0 .. depth-1, as in Scenic's AugReg baseline.
     """
-    return tuple(float(rate * l / max(depth - 1, 1)) for l in np.arange(depth))  # noqa: E741
+    return tuple(rate * block / max(depth - 1, 1) for block in range(depth))
 
 
 class DropPath(nn.Module):
@@ -26,8 +25,8 @@ class DropPath(nn.Module):
 
     @nn.compact
     def __call__(self, branch, rate, *, train: bool = False):
-        """Drops examples of `branch` `[B, ...]` with probability `rate`, a number or a traced scalar."""
-        if not train or (isinstance(rate, int | float) and rate == 0):
+        """Drops examples of `branch` `[B, ...]` with probability `rate`: None, a number or traced."""
+        if not train or rate is None or (isinstance(rate, int | float) and rate == 0):
             return branch
         keep = 1.0 - rate
         shape = (branch.shape[0],) + (1,) * (branch.ndim - 1)

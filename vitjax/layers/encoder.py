@@ -1,6 +1,9 @@
 """The pre-norm transformer encoder: one block, and a stack of them looped or scanned."""
 
+import dataclasses
 import re
+from collections.abc import Mapping
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -54,8 +57,11 @@ class EncoderBlock(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x, drop_path=0.0, train: bool = False):
-        """Returns `(tokens, tokens)` for tokens `[B, N, D]`: scan's carry, and what it collects."""
+    def __call__(self, x, drop_path=None, train: bool = False):
+        """Returns `(tokens, tokens)` for tokens `[B, N, D]`: scan's carry, and what it collects.
+
+        `drop_path` is the probability to drop a branch: None, a number, or traced when scanned over.
+        """
         y = LayerNorm(self.norm_epsilon, self.dtype, name="LayerNorm_0")(x)
         y = MultiHeadDotProductAttention(
             self.num_heads, self.qkv_bias, self.dtype, name="MultiHeadDotProductAttention_0"
@@ -71,13 +77,11 @@ class EncoderBlock(nn.Module):
         y = nn.Dropout(self.dropout, name=f"Dropout_{number}")(y, deterministic=not train)
         if self.layer_scale is not None:
             y = LayerScale(self.layer_scale, name=f"LayerScale_{number}")(y)
-        if self.stochastic_depth:
-            y = DropPath(self.drop_path_rescale, name=f"DropPath_{number}")(y, drop_path, train=train)
-        return y
+        return DropPath(self.drop_path_rescale, name=f"DropPath_{number}")(y, drop_path, train=train)
 
 
 class Encoder(nn.Module):
-    """A stack of blocks and the final LayerNorm `encoder_norm`.
+    """A stack of equal blocks and the final LayerNorm `encoder_norm`.
 
     `scan` compiles one block and runs it `depth` times: parameters are stacked on a
     leading axis under `encoderblock` instead of one tree each under
@@ -87,11 +91,12 @@ class Encoder(nn.Module):
     """
 
     depth: int
-    block: dict  # fields of EncoderBlock
-    drop_path: float = 0.0
+    block: type[nn.Module] = EncoderBlock  # called as block(**fields)(x, drop_path, train)
+    fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    drop_path: float = 0.0  # in the last block; grows linearly from 0 in the first
+    final_norm_epsilon: float | None = 1e-6  # None: no final norm
     scan: bool = False
     remat: str | None = None
-    final_norm: bool = True
 
     @nn.compact
     def __call__(self, x, *, train: bool = False):
@@ -99,34 +104,36 @@ class Encoder(nn.Module):
 
         Those are a list of `depth` arrays, or `[depth, B, N, D]` under `scan`.
         """
-        fields = dict(self.block, stochastic_depth=self.drop_path > 0)
-        block = EncoderBlock
+        block = self.block
         if self.remat:
             policy = getattr(jax.checkpoint_policies, self.remat)
-            # prevent_cse guards against undoing the rematerialisation, which scan does anyway; 3 is `train`.
-            block = nn.remat(block, policy=policy, prevent_cse=not self.scan, static_argnums=(3,))
-        rates = linear_rates(self.drop_path, self.depth)
+            # XLA could undo a rematerialisation by merging equal terms, but not across a scan's iterations.
+            block = nn.remat(block, policy=policy, prevent_cse=not self.scan, static_argnums=(3,))  # 3: train
+        rates = linear_rates(self.drop_path, self.depth) if self.drop_path else None
         if self.scan:
-            x, tokens = nn.scan(
+            stack = nn.scan(
                 block,
                 variable_axes={"params": 0},
                 split_rngs={"params": True, "dropout": True},
-                in_axes=(0, nn.broadcast),
+                in_axes=(0, nn.broadcast),  # pyright: ignore[reportArgumentType]
                 length=self.depth,
-            )(**fields, name="encoderblock")(x, jnp.asarray(rates, jnp.float32), train)
+            )
+            rates = None if rates is None else jnp.asarray(rates, jnp.float32)
+            x, tokens = stack(**self.fields, name="encoderblock")(x, rates, train)
         else:
             tokens = []
-            for i, rate in enumerate(rates):
-                x, after = block(**fields, name=f"encoderblock_{i}")(x, rate, train)
+            for i in range(self.depth):
+                rate = None if rates is None else rates[i]
+                x, after = block(**self.fields, name=f"encoderblock_{i}")(x, rate, train)
                 tokens.append(after)
-        if self.final_norm:
-            x = LayerNorm(fields.get("norm_epsilon", 1e-6), name="encoder_norm")(x)
+        if self.final_norm_epsilon is not None:
+            x = LayerNorm(self.final_norm_epsilon, name="encoder_norm")(x)
         return x, tokens
 
 
-def loop_to_scan(params: dict) -> dict:
+def loop_to_scan(params: Mapping[str, Any]) -> dict[str, Any]:
     """Stacks `encoderblock_{i}` trees, wherever they are in `params`, into one `encoderblock` tree."""
-    if not isinstance(params, dict):
+    if not isinstance(params, Mapping):
         return params
     blocks = [name for name in params if re.fullmatch(r"encoderblock_\d+", name)]
     out = {name: loop_to_scan(value) for name, value in params.items() if name not in blocks}
@@ -136,9 +143,9 @@ def loop_to_scan(params: dict) -> dict:
     return out
 
 
-def scan_to_loop(params: dict) -> dict:
+def scan_to_loop(params: Mapping[str, Any]) -> dict[str, Any]:
     """The inverse of `loop_to_scan`."""
-    if not isinstance(params, dict):
+    if not isinstance(params, Mapping):
         return params
     out = {name: scan_to_loop(value) for name, value in params.items() if name != "encoderblock"}
     if "encoderblock" in params:

@@ -55,8 +55,8 @@ def _configure(name: str) -> tuple[Callable[..., nn.Module], dict[str, Any]]:
     )  # so that big_vision's "ViT-S/16" leads to vit_s16
     hint = nearest(name, names()) if plain == name else nearest(plain, names())
     raise UserError(
-        f"model.name={name!r} names no model.{hint} Names are like 'vit_s16': a size (vitjax.models.vit.SIZES) "
-        "and any patch size; 'my_package.my_module.MyModel' imports a model from outside."
+        f"model.name={name!r} names no model.{hint} Names are like 'vit_s16': a size of "
+        "vitjax.models.vit.SIZES and any patch size; 'my_package.my_module.MyModel' imports a model from outside."
     )
 
 

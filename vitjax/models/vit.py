@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vitjax.errors import UserError, nearest
-from vitjax.layers.encoder import REMAT_POLICIES, Encoder
+from vitjax.layers.encoder import REMAT_POLICIES, Encoder, EncoderBlock
 from vitjax.layers.mlp import GELU
 from vitjax.layers.norm import LayerNorm
 from vitjax.layers.patches import PatchEmbedding, pair
@@ -57,18 +57,18 @@ class ViT(nn.Module):
     Fields:
       num_classes: size of the head; None or 0 for no head (`logits` are then `pre_logits`).
       patch_size: one number, or (height, width).
-      pool: what the head sees. `tok`: the class token. `gap`: mean of the patch tokens. `map`: attention pooling.
-        `0`: the first token, whatever it is. `none`: all tokens.
+      pool: what the head sees. `tok`: the class token. `gap`: mean of the patch tokens. `map`: attention
+        pooling. `0`: the first token, whatever it is. `none`: all tokens.
       class_token: whether there is one; by default exactly for `pool="tok"`.
       fc_norm: normalise after pooling instead of before (timm's `fc_norm`, its default for average pooling).
-      rep_size: size of the representation layer before the head (Dense `pre_logits` and tanh); True means `width`.
+      rep_size: size of the layer before the head (Dense `pre_logits`, tanh); True means `width`, False none.
       posemb: `learn`, or the fixed `sincos2d` of MoCo v3.
       posemb_layout: `augreg`: the class token is put in front and then positions are added; it has its own
         entry; drawn with deviation 0.02. `big_vision`: positions are added to the patches, deviation
         1/sqrt(width), then the class token is put in front (also DeiT III).
       dropout: rate after the position embedding, after attention and after both layers of the MLP.
       drop_path: rate of stochastic depth in the last block, growing linearly from 0 in the first.
-      drop_path_rescale: divide what survives by its probability (Scenic, timm); False: do not (big_vision's Mixer).
+      drop_path_rescale: divide what survives by its probability (Scenic, timm); False: do not (big_vision).
       gelu: `tanh` approximation (the JAX code bases) or exact `erf` (PyTorch's).
       layer_scale: initial value of LayerScale on both branches; None for none.
       norm_epsilon: of every LayerNorm.
@@ -76,7 +76,7 @@ class ViT(nn.Module):
       head_zeroinit: start the head's kernel at zero; False: lecun-normal.
       scan: compile one block and scan it over the depth, parameters stacked (`layers.encoder.loop_to_scan`).
       remat: recompute blocks in the backward pass, keeping what this policy of jax names (`REMAT_POLICIES`).
-      dtype: of matrix products. Parameters, the residual stream, norms, softmax and logits are float32 always.
+      dtype: of matrix products. Parameters, residual stream, norms, softmax and logits are float32 always.
     """
 
     num_classes: int | None = None
@@ -166,7 +166,7 @@ class ViT(nn.Module):
         return x, out
 
     def add_positions(self, x):
-        """Flattens the grid `[B, h, w, D]` to tokens, with positions and the class token: `[B, N, D]`, float32."""
+        """Turns the grid `[B, h, w, D]` into tokens with positions and class token: `[B, N, D]`, float32."""
         batch, height, width, dim = x.shape
         x = x.reshape(batch, height * width, dim).astype(jnp.float32)
         prepend = lambda x: x
@@ -184,26 +184,28 @@ class ViT(nn.Module):
 
     def encode(self, x, train):
         """Runs the blocks and, unless `fc_norm`, the final norm; see `layers.encoder.Encoder`."""
-        block = dict(
-            num_heads=self.num_heads,
-            mlp_dim=self.mlp_dim,
-            dropout=self.dropout,
-            drop_path_rescale=self.drop_path_rescale,
-            gelu=self.gelu,
-            qkv_bias=self.qkv_bias,
-            layer_scale=self.layer_scale,
-            norm_epsilon=self.norm_epsilon,
-            dtype=self.dtype,
-        )
-        return Encoder(
+        fields = {
+            "num_heads": self.num_heads,
+            "mlp_dim": self.mlp_dim,
+            "dropout": self.dropout,
+            "drop_path_rescale": self.drop_path_rescale,
+            "gelu": self.gelu,
+            "qkv_bias": self.qkv_bias,
+            "layer_scale": self.layer_scale,
+            "norm_epsilon": self.norm_epsilon,
+            "dtype": self.dtype,
+        }
+        encoder = Encoder(
             self.depth,
-            block,
-            self.drop_path,
-            self.scan,
-            self.remat,
-            final_norm=not self.fc_norm,
+            EncoderBlock,
+            fields,
+            drop_path=self.drop_path,
+            final_norm_epsilon=None if self.fc_norm else self.norm_epsilon,
+            scan=self.scan,
+            remat=self.remat,
             name="Transformer",
-        )(x, train=train)
+        )
+        return encoder(x, train=train)
 
     def pool_tokens(self, x):
         """Reduces tokens `[B, N, D]` to what `pool` says: `[B, D]`."""
@@ -237,7 +239,7 @@ def names() -> tuple[str, ...]:
 
 
 def configure(name: str) -> tuple[type[nn.Module], dict[str, Any]] | None:
-    """Returns the class and the fields that `vit_{size}{patch}` stands for, or None if `name` is not of that form.
+    """Returns the class and the fields that `vit_{size}{patch}` stands for; None for any other name.
 
     Sizes are in lower case, but as in the papers g and G are two models: `vit_g14`
     (1.0 billion parameters) and `vit_G14` (1.8 billion), and likewise `vit_g_opt14`,
@@ -246,5 +248,11 @@ def configure(name: str) -> tuple[type[nn.Module], dict[str, Any]] | None:
     match = re.fullmatch(r"vit_(\w+?)([1-9]\d*)", name)
     if match is None or match[1] not in SIZES:
         return None
-    fields = dict(zip(("width", "depth", "mlp_dim", "num_heads"), SIZES[match[1]], strict=True))
-    return ViT, dict(fields, patch_size=int(match[2]))
+    width, depth, mlp_dim, num_heads = SIZES[match[1]]
+    return ViT, {
+        "width": width,
+        "depth": depth,
+        "mlp_dim": mlp_dim,
+        "num_heads": num_heads,
+        "patch_size": int(match[2]),
+    }
