@@ -1,0 +1,155 @@
+"""The pre-norm transformer encoder: one block, and a stack of them looped or scanned."""
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from vitjax.layers.attention import MultiHeadDotProductAttention
+from vitjax.layers.drop_path import DropPath, linear_rates
+from vitjax.layers.mlp import MlpBlock
+from vitjax.layers.norm import LayerNorm
+
+# What a rematerialised block may keep for the backward pass, by jax's own names.
+REMAT_POLICIES = (
+    "nothing_saveable",
+    "dots_saveable",
+    "dots_with_no_batch_dims_saveable",
+    "everything_saveable",
+)
+
+
+class LayerScale(nn.Module):
+    """A learned factor a channel on a residual branch, small at first (CaiT, section 2.1)."""
+
+    init_value: float
+
+    @nn.compact
+    def __call__(self, x):
+        """Scales `[..., D]`."""
+        return x * self.param("gamma", nn.initializers.constant(self.init_value), (x.shape[-1],))
+
+
+class EncoderBlock(nn.Module):
+    """Pre-norm block: x + drop(attention(LN(x))), then x + drop(MLP(LN(x))).
+
+    Dropout acts on each branch (and inside the MLP), then LayerScale if there is
+    one, then stochastic depth. The residual stream is float32; `dtype` is that of
+    the matrix products.
+    """
+
+    num_heads: int
+    mlp_dim: int
+    dropout: float = 0.0
+    stochastic_depth: bool = (
+        False  # whether drop_path is looked at: static, so that 0 costs nothing under scan
+    )
+    drop_path_rescale: bool = True
+    gelu: str = "tanh"
+    qkv_bias: bool = True
+    layer_scale: float | None = None
+    norm_epsilon: float = 1e-6
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x, drop_path=None, train: bool = False):
+        """Returns `(tokens, tokens)` for tokens `[B, N, D]`: scan's carry, and what it collects.
+
+        `drop_path` is the probability to drop a branch: None, a number, or traced when scanned over.
+        """
+        y = LayerNorm(self.norm_epsilon, self.dtype, name="LayerNorm_0")(x)
+        y = MultiHeadDotProductAttention(
+            self.num_heads, self.qkv_bias, self.dtype, name="MultiHeadDotProductAttention_0"
+        )(y)
+        x = x + self._branch(y, drop_path, train, "0")
+
+        y = LayerNorm(self.norm_epsilon, self.dtype, name="LayerNorm_1")(x)
+        y = MlpBlock(self.mlp_dim, self.dropout, self.gelu, self.dtype, name="MlpBlock_0")(y, train=train)
+        x = x + self._branch(y, drop_path, train, "1")
+        return x, x
+
+    def _branch(self, y, drop_path, train, number):
+        y = nn.Dropout(self.dropout, name=f"Dropout_{number}")(y, deterministic=not train)
+        if self.layer_scale is not None:
+            y = LayerScale(self.layer_scale, name=f"LayerScale_{number}")(y)
+        return DropPath(self.drop_path_rescale, name=f"DropPath_{number}")(y, drop_path, train=train)
+
+
+class Encoder(nn.Module):
+    """A stack of equal blocks and the final LayerNorm `encoder_norm`.
+
+    `scan` compiles one block and runs it `depth` times: parameters are stacked on a
+    leading axis under `encoderblock` instead of one tree each under
+    `encoderblock_{i}` (`loop_to_scan`, `scan_to_loop`). `remat` names what a block
+    may keep for the backward pass (`REMAT_POLICIES`); the rest is computed again.
+    Neither changes the function; random draws of dropout do differ under `scan`.
+    """
+
+    depth: int
+    block: type[nn.Module] = EncoderBlock  # called as block(**fields)(x, drop_path, train)
+    fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    drop_path: float = 0.0  # in the last block; grows linearly from 0 in the first
+    final_norm_epsilon: float | None = 1e-6  # None: no final norm
+    scan: bool = False
+    remat: str | None = None
+
+    @nn.compact
+    def __call__(self, x, *, train: bool = False):
+        """Returns `(encoded, tokens)`: `[B, N, D]`, and the tokens after each block.
+
+        Those are a list of `depth` arrays, or `[depth, B, N, D]` under `scan`.
+        """
+        block = self.block
+        if self.remat:
+            policy = getattr(jax.checkpoint_policies, self.remat)
+            # XLA could undo a rematerialisation by merging equal terms, but not across a scan's iterations.
+            block = nn.remat(block, policy=policy, prevent_cse=not self.scan, static_argnums=(3,))  # 3: train
+        rates = linear_rates(self.drop_path, self.depth) if self.drop_path else None
+        if self.scan:
+            stack = nn.scan(
+                block,
+                variable_axes={"params": 0},
+                split_rngs={"params": True, "dropout": True},
+                in_axes=(0, nn.broadcast),  # pyright: ignore[reportArgumentType]
+                length=self.depth,
+            )
+            rates = None if rates is None else jnp.asarray(rates, jnp.float32)
+            x, tokens = stack(**self.fields, name="encoderblock")(x, rates, train)
+        else:
+            tokens = []
+            for i in range(self.depth):
+                rate = None if rates is None else rates[i]
+                x, after = block(**self.fields, name=f"encoderblock_{i}")(x, rate, train)
+                tokens.append(after)
+        if self.final_norm_epsilon is not None:
+            x = LayerNorm(self.final_norm_epsilon, name="encoder_norm")(x)
+        return x, tokens
+
+
+def loop_to_scan(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Stacks `encoderblock_{i}` trees, wherever they are in `params`, into one `encoderblock` tree."""
+    if not isinstance(params, Mapping):
+        return params
+    blocks = [name for name in params if re.fullmatch(r"encoderblock_\d+", name)]
+    out = {name: loop_to_scan(value) for name, value in params.items() if name not in blocks}
+    if blocks:
+        ordered = [params[f"encoderblock_{i}"] for i in range(len(blocks))]
+        out["encoderblock"] = jax.tree.map(lambda *leaves: jnp.stack(leaves), *ordered)
+    return out
+
+
+def scan_to_loop(params: Mapping[str, Any]) -> dict[str, Any]:
+    """The inverse of `loop_to_scan`."""
+    if not isinstance(params, Mapping):
+        return params
+    out = {name: scan_to_loop(value) for name, value in params.items() if name != "encoderblock"}
+    if "encoderblock" in params:
+        stacked = params["encoderblock"]
+        depth = len(jax.tree.leaves(stacked)[0])
+        out |= {f"encoderblock_{i}": jax.tree.map(lambda leaf, i=i: leaf[i], stacked) for i in range(depth)}
+    return out

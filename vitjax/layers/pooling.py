@@ -1,0 +1,35 @@
+"""From a sequence of tokens to one vector."""
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from vitjax.layers.attention import MultiHeadDotProductAttention
+from vitjax.layers.mlp import MlpBlock
+from vitjax.layers.norm import LayerNorm
+
+
+class MAPHead(nn.Module):
+    """Multi-head attention pooling: a learned probe attends over the tokens, an MLP follows.
+
+    "Scaling Vision Transformers" (arXiv 2106.04560), section 3.2, with big_vision's parameter names.
+    """
+
+    num_heads: int
+    mlp_dim: int
+    gelu: str = "tanh"
+    qkv_bias: bool = True
+    norm_epsilon: float = 1e-6
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x):
+        """Pools `[B, N, D]` to `[B, D]`."""
+        batch, _, width = x.shape
+        probe = self.param("probe", nn.initializers.xavier_uniform(), (1, 1, width))
+        x = MultiHeadDotProductAttention(
+            self.num_heads, self.qkv_bias, self.dtype, name="MultiHeadDotProductAttention_0"
+        )(jnp.tile(probe, (batch, 1, 1)), x).astype(jnp.float32)
+        y = LayerNorm(self.norm_epsilon, self.dtype, name="LayerNorm_0")(x)
+        x = x + MlpBlock(self.mlp_dim, gelu=self.gelu, dtype=self.dtype, name="MlpBlock_0")(y)
+        return x[:, 0]

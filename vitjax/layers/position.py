@@ -1,0 +1,19 @@
+"""Position embeddings for a grid of patches."""
+
+import numpy as np
+
+from vitjax.errors import UserError
+
+
+def sincos_2d(height: int, width: int, dim: int, temperature: float = 10_000.0) -> np.ndarray:
+    """Returns the fixed embedding `[1, height*width, dim]`, float32, of MoCo v3 and big_vision.
+
+    A quarter of the channels each: sin x, cos x, sin y, cos y, with wavelengths
+    from 2 pi to 2 pi * temperature, the last one included.
+    """
+    if dim % 4 or dim < 8:
+        raise UserError(f"posemb='sincos2d' needs a width that is a multiple of 4 and at least 8, not {dim}.")
+    omega = temperature ** -(np.arange(dim // 4) / (dim // 4 - 1))
+    y, x = (axis.reshape(-1, 1) * omega for axis in np.mgrid[:height, :width])
+    embedding = np.concatenate([np.sin(x), np.cos(x), np.sin(y), np.cos(y)], axis=1)
+    return embedding[None].astype(np.float32)

@@ -1,0 +1,258 @@
+"""The Vision Transformer, with the choices of the published AugReg and big_vision models as fields.
+
+Sources: "An Image is Worth 16x16 Words" (arXiv 2010.11929), "How to train your ViT?" (arXiv 2106.10270),
+google-research/vision_transformer and google-research/big_vision.
+"""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+
+from vitjax.errors import UserError, nearest
+from vitjax.layers.encoder import REMAT_POLICIES, Encoder, EncoderBlock
+from vitjax.layers.mlp import GELU
+from vitjax.layers.norm import LayerNorm
+from vitjax.layers.patches import PatchEmbedding, pair
+from vitjax.layers.pooling import MAPHead
+from vitjax.layers.position import sincos_2d
+
+# Table 2 of "Scaling Vision Transformers" and big_vision's additions: width, depth, mlp_dim, num_heads.
+SIZES = {
+    "mu": (32, 1, 128, 2),
+    "ti": (192, 12, 768, 3),
+    "s": (384, 12, 1536, 6),
+    "m": (512, 12, 2048, 8),
+    "b": (768, 12, 3072, 12),
+    "l": (1024, 24, 4096, 16),
+    "so400m": (1152, 27, 4304, 16),
+    "h": (1280, 32, 5120, 16),
+    "g": (1408, 40, 6144, 16),
+    "g_opt": (1536, 40, 6144, 16),
+    "G": (1664, 48, 8192, 16),
+    "G_opt": (1536, 48, 8192, 16),
+    "e": (1792, 56, 15360, 16),
+}
+
+_CHOICES = {
+    "pool": ("tok", "gap", "map", "0", "none"),
+    "posemb": ("learn", "sincos2d"),
+    "posemb_layout": ("augreg", "big_vision"),
+    "gelu": GELU,
+    "remat": (None, *REMAT_POLICIES),
+    "dtype": ("float32", "bfloat16"),
+}
+
+
+class ViT(nn.Module):
+    """A Vision Transformer; the defaults are those of the AugReg models.
+
+    `model.apply(variables, image, train=False) -> (logits, out)` for float images
+    `[B, H, W, C]`; height and width may differ and must be multiples of the patch.
+    `train=True` needs the `dropout` random stream if `dropout` or `drop_path` is on.
+
+    Fields:
+      num_classes: size of the head; None or 0 for no head (`logits` are then `pre_logits`).
+      patch_size: one number, or (height, width).
+      pool: what the head sees. `tok`: the class token. `gap`: mean of the patch tokens. `map`: attention
+        pooling. `0`: the first token, whatever it is. `none`: all tokens.
+      class_token: whether there is one; by default exactly for `pool="tok"`.
+      fc_norm: normalise after pooling instead of before (timm's `fc_norm`, its default for average pooling).
+      rep_size: size of the layer before the head (Dense `pre_logits`, tanh); True means `width`, False none.
+      posemb: `learn`, or the fixed `sincos2d` of MoCo v3.
+      posemb_layout: `augreg`: the class token is put in front and then positions are added; it has its own
+        entry; drawn with deviation 0.02. `big_vision`: positions are added to the patches, deviation
+        1/sqrt(width), then the class token is put in front (also DeiT III).
+      dropout: rate after the position embedding, after attention and after both layers of the MLP.
+      drop_path: rate of stochastic depth in the last block, growing linearly from 0 in the first.
+      drop_path_rescale: divide what survives by its probability (Scenic, timm); False: do not (big_vision).
+      gelu: `tanh` approximation (the JAX code bases) or exact `erf` (PyTorch's).
+      layer_scale: initial value of LayerScale on both branches; None for none.
+      norm_epsilon: of every LayerNorm.
+      head_bias: initial bias of the head (AugReg: -6.9 for 1000 classes with sigmoid loss, -10 for 21k).
+      head_zeroinit: start the head's kernel at zero; False: lecun-normal.
+      scan: compile one block and scan it over the depth, parameters stacked (`layers.encoder.loop_to_scan`).
+      remat: recompute blocks in the backward pass, keeping what this policy of jax names (`REMAT_POLICIES`).
+      dtype: of matrix products. Parameters, residual stream, norms, softmax and logits are float32 always.
+    """
+
+    num_classes: int | None = None
+    width: int = 768
+    depth: int = 12
+    mlp_dim: int = 3072
+    num_heads: int = 12
+    patch_size: int | Sequence[int] = 16
+    pool: str = "tok"
+    class_token: bool | None = None
+    fc_norm: bool = False
+    rep_size: int | bool = False
+    posemb: str = "learn"
+    posemb_layout: str = "augreg"
+    dropout: float = 0.0
+    drop_path: float = 0.0
+    drop_path_rescale: bool = True
+    gelu: str = "tanh"
+    qkv_bias: bool = True
+    layer_scale: float | None = None
+    norm_epsilon: float = 1e-6
+    head_bias: float = 0.0
+    head_zeroinit: bool = True
+    scan: bool = False
+    remat: str | None = None
+    dtype: str = "float32"
+
+    def __post_init__(self):
+        """Refuses bad values where the model is made, not inside the first trace."""
+        for field, valid in _CHOICES.items():
+            value = getattr(self, field)
+            if value not in valid:
+                raise UserError(
+                    f"{field}={value!r} is none of {', '.join(map(repr, valid))}.{_hint(value, valid)}"
+                )
+        for field in ("dropout", "drop_path"):
+            if not 0 <= getattr(self, field) < 1:
+                raise UserError(f"{field}={getattr(self, field)!r} is not a rate: 0 <= {field} < 1.")
+        if self.width % self.num_heads:
+            raise UserError(f"width={self.width} cannot be split over num_heads={self.num_heads} heads.")
+        if self.pool == "tok" and self.class_token is False:
+            raise UserError(
+                "pool='tok' reads the class token, but class_token=False: choose pool='gap' or 'map'."
+            )
+        super().__post_init__()
+
+    @property
+    def has_class_token(self) -> bool:
+        """Whether the first token is a class token."""
+        return self.pool == "tok" if self.class_token is None else self.class_token
+
+    @nn.compact
+    def __call__(self, image, *, train: bool = False) -> tuple[Any, dict[str, Any]]:
+        """Returns logits `[B, num_classes]`, float32, and the named intermediates.
+
+        `out`: `stem` `[B, h, w, D]`, the embedded patches; `with_posemb` `[B, N, D]`,
+        what enters the first block (before dropout); `tokens`, what leaves each block
+        (a list, or stacked `[depth, B, N, D]` under `scan`); `encoded` `[B, N, D]`, the
+        same after the final norm; `head_input` `[B, D]`, pooled; `pre_logits`, what the
+        head sees; `logits`. With `pool="none"` the last three keep the axis of tokens.
+        """
+        if not jnp.issubdtype(image.dtype, jnp.floating):
+            raise UserError(
+                f"The model takes float images, not {image.dtype}: end pp with e.g. value_range(-1, 1)."
+            )
+        out = {}
+        x = out["stem"] = PatchEmbedding(self.width, pair(self.patch_size), self.dtype, name="embedding")(
+            image
+        )
+        x = out["with_posemb"] = self.add_positions(x)
+        x = nn.Dropout(self.dropout)(x, deterministic=not train)
+        x, out["tokens"] = self.encode(x, train)
+        out["encoded"] = x
+        x = out["head_input"] = self.pool_tokens(x)
+        if self.fc_norm:
+            x = LayerNorm(self.norm_epsilon, name="fc_norm")(x)
+        if self.rep_size:
+            size = self.width if self.rep_size is True else self.rep_size
+            x = jnp.tanh(nn.Dense(size, name="pre_logits")(x))
+        out["pre_logits"] = x
+        if self.num_classes:
+            # The head is a sliver of the work and the loss is sensitive to it: float32 whatever the dtype.
+            kernel = nn.initializers.zeros if self.head_zeroinit else nn.initializers.lecun_normal()
+            bias = nn.initializers.constant(self.head_bias)
+            x = nn.Dense(self.num_classes, kernel_init=kernel, bias_init=bias, name="head")(x)
+        out["logits"] = x
+        return x, out
+
+    def add_positions(self, x):
+        """Turns the grid `[B, h, w, D]` into tokens with positions and class token: `[B, N, D]`, float32."""
+        batch, height, width, dim = x.shape
+        x = x.reshape(batch, height * width, dim).astype(jnp.float32)
+        prepend = lambda x: x
+        if self.has_class_token:
+            cls = self.param("cls", nn.initializers.zeros, (1, 1, dim))
+            prepend = lambda x: jnp.concatenate([jnp.tile(cls, (batch, 1, 1)), x], axis=1)
+
+        if self.posemb == "sincos2d":  # the class token has no place on the grid, so it gets no position
+            return prepend(x + sincos_2d(height, width, dim))
+        if self.posemb_layout == "augreg":
+            x = prepend(x)
+            return x + self.param("pos_embedding", nn.initializers.normal(0.02), (1, *x.shape[1:]))
+        std = 1 / np.sqrt(dim)
+        return prepend(x + self.param("pos_embedding", nn.initializers.normal(std), (1, *x.shape[1:])))
+
+    def encode(self, x, train):
+        """Runs the blocks and, unless `fc_norm`, the final norm; see `layers.encoder.Encoder`."""
+        fields = {
+            "num_heads": self.num_heads,
+            "mlp_dim": self.mlp_dim,
+            "dropout": self.dropout,
+            "drop_path_rescale": self.drop_path_rescale,
+            "gelu": self.gelu,
+            "qkv_bias": self.qkv_bias,
+            "layer_scale": self.layer_scale,
+            "norm_epsilon": self.norm_epsilon,
+            "dtype": self.dtype,
+        }
+        encoder = Encoder(
+            self.depth,
+            EncoderBlock,
+            fields,
+            drop_path=self.drop_path,
+            final_norm_epsilon=None if self.fc_norm else self.norm_epsilon,
+            scan=self.scan,
+            remat=self.remat,
+            name="Transformer",
+        )
+        return encoder(x, train=train)
+
+    def pool_tokens(self, x):
+        """Reduces tokens `[B, N, D]` to what `pool` says: `[B, D]`."""
+        match self.pool:
+            case "tok" | "0":
+                return x[:, 0]
+            case "gap":
+                return x[:, int(self.has_class_token) :].mean(1)
+            case "map":
+                head = MAPHead(
+                    self.num_heads,
+                    self.mlp_dim,
+                    self.gelu,
+                    self.qkv_bias,
+                    self.norm_epsilon,
+                    self.dtype,
+                    name="MAPHead_0",
+                )
+                return head(x)
+            case _:
+                return x
+
+
+def _hint(value, valid) -> str:
+    return nearest(value.lower(), [v for v in valid if v]) if isinstance(value, str) else ""
+
+
+def names() -> tuple[str, ...]:
+    """The sizes with the usual patches; `vit_{size}{patch}` takes any other patch just as well."""
+    return tuple(f"vit_{size}{patch}" for size in SIZES for patch in (8, 14, 16, 32))
+
+
+def configure(name: str) -> tuple[type[nn.Module], dict[str, Any]] | None:
+    """Returns the class and the fields that `vit_{size}{patch}` stands for; None for any other name.
+
+    Sizes are in lower case, but as in the papers g and G are two models: `vit_g14`
+    (1.0 billion parameters) and `vit_G14` (1.8 billion), and likewise `vit_g_opt14`,
+    `vit_G_opt14`.
+    """
+    match = re.fullmatch(r"vit_(\w+?)([1-9]\d*)", name)
+    if match is None or match[1] not in SIZES:
+        return None
+    width, depth, mlp_dim, num_heads = SIZES[match[1]]
+    return ViT, {
+        "width": width,
+        "depth": depth,
+        "mlp_dim": mlp_dim,
+        "num_heads": num_heads,
+        "patch_size": int(match[2]),
+    }
