@@ -1,0 +1,9 @@
+"""Sources: where labelled images come from, behind one door, `open_source`.
+
+A kind of one's own is a module that calls `register` and that the config imports.
+"""
+
+from vitjax.data.sources import arrays, digits, folder
+from vitjax.data.sources.base import Slices, Source, open_source, register
+
+__all__ = ["Slices", "Source", "arrays", "digits", "folder", "open_source", "register"]
