@@ -1,0 +1,148 @@
+"""Ops that may run on the device: value ranges, one-hot labels, the choice of keys, mixup.
+
+Each takes a batch (arrays with the example axis first) of numpy or of jax arrays. None imports jax before it
+is traced, so that processes which only load data never do.
+"""
+
+import numpy as np
+
+from vitjax.data.pp import on_key, register, value_of
+from vitjax.errors import UserError
+
+
+@register("value_range", device=True)
+@on_key("image")
+def value_range(vmin=-1, vmax=1, in_min=0, in_max=255.0, clip_values=False):
+    """Maps `[in_min, in_max]` affinely to `[vmin, vmax]`, in float32.
+
+    Args:
+        vmin: output minimum.
+        vmax: output maximum.
+        in_min: input minimum, a number or one a channel.
+        in_max: input maximum, a number or one a channel.
+        clip_values: whether to clip the result to `[vmin, vmax]`.
+    """
+    low, high = np.asarray(in_min, np.float32), np.asarray(in_max, np.float32)
+    if (high == low).any():
+        raise UserError(f"in_min={in_min!r} and in_max={in_max!r} must differ.")
+
+    def apply(image, rng):
+        image = (image.astype(np.float32) - low) / (high - low)
+        image = vmin + image * (vmax - vmin)
+        return image.clip(vmin, vmax) if clip_values else image
+
+    return apply
+
+
+def _standardize(mean, std):
+    mean, std = np.asarray(mean, np.float32), np.asarray(std, np.float32)
+    return lambda image, rng: (image.astype(np.float32) - mean) / std
+
+
+@register("vgg_value_range", device=True)
+@on_key("image")
+def vgg_value_range(
+    mean=(0.485 * 255, 0.456 * 255, 0.406 * 255), std=(0.229 * 255, 0.224 * 255, 0.225 * 255)
+):
+    """Subtracts the ImageNet mean and divides by the standard deviation, a channel each, in units of 0..255."""
+    return _standardize(mean, std)
+
+
+@register("clip_value_range", device=True)
+@on_key("image")
+def clip_value_range():
+    """Like `vgg_value_range`, with the constants that CLIP models were trained with."""
+    mean = (0.48145466 * 255, 0.4578275 * 255, 0.40821073 * 255)
+    return _standardize(mean, (0.26862954 * 255, 0.26130258 * 255, 0.27577711 * 255))
+
+
+@register("onehot", device=True)
+def onehot(depth, key="labels", key_result=None, multi=True, on=1.0, off=0.0):
+    """One-hot encodes integer labels, in float32.
+
+    A label outside of `[0, depth)`, such as -1, gives a row of `off`.
+
+    Args:
+        depth: number of classes, the length of the vector.
+        key: where the labels are, `[B]` or `[B, N]`.
+        key_result: where the result goes, `[B, depth]`; `key` unless told.
+        multi: whether several labels of one example become one multi-hot vector (`[B, depth]`); otherwise
+            they stay apart (`[B, N, depth]`).
+        on: value at the label.
+        off: value elsewhere. With label smoothing s over K classes: `on=1 - s + s / K, off=s / K`.
+    """
+    if not isinstance(depth, int) or depth < 1:
+        raise UserError(f"depth={depth!r} must be a positive whole number, the number of classes.")
+
+    def op(batch, rng):
+        labels = value_of(batch, key)
+        hot = labels[..., None] == np.arange(depth)
+        if labels.ndim > 1 and multi:
+            hot = hot.any(axis=1)
+        encoded = hot.astype(np.float32) * np.float32(on - off) + np.float32(off)
+        return {**batch, key_result or key: encoded}
+
+    return op
+
+
+@register("keep", device=True)
+def keep(*keys):
+    """Keeps only the given keys, and those that begin with an underscore, which are the pipeline's."""
+
+    def op(batch, rng):
+        for key in keys:
+            if not key.startswith("_"):
+                value_of(batch, key)
+        return {key: value for key, value in batch.items() if key in keys or key.startswith("_")}
+
+    return op
+
+
+@register("drop", device=True)
+def drop(*keys):
+    """Drops the given keys. Keys that begin with an underscore, which are the pipeline's, stay."""
+    return lambda batch, rng: {k: v for k, v in batch.items() if k not in keys or k.startswith("_")}
+
+
+@register("copy", device=True)
+def copy(inkey, outkey):
+    """Makes the value of `inkey` the value of `outkey` as well."""
+    return lambda batch, rng: {**batch, outkey: value_of(batch, inkey)}
+
+
+@register("mixup", device=True, whole_batch=True)
+def mixup(p, keys=("image", "labels")):
+    """Mixup (arXiv 1710.09412) as in AugReg: one coefficient a batch, each example with its predecessor.
+
+    With a ~ Beta(p, p) and a := max(a, 1 - a), each of `keys` becomes `a * x + (1 - a) * roll(x, 1)`. In
+    big_vision the roll wraps around within each device's share of the batch. Here it wraps around the global
+    batch, so that the result does not depend on the number of devices.
+
+    Args:
+        p: both parameters of the Beta distribution; 0 means no mixup.
+        keys: what is mixed, floats. So `value_range` and `onehot` come before.
+    """
+    if isinstance(p, bool) or not isinstance(p, int | float) or p < 0:
+        raise UserError(f"p={p!r} must be a number, 0 or more: the parameter of Beta(p, p).")
+    keys = (keys,) if isinstance(keys, str) else tuple(keys)
+    if p == 0:
+        return lambda batch, rng: batch
+
+    def op(batch, rng):
+        import jax
+        import jax.numpy as jnp
+
+        a = jax.random.beta(rng, p, p)
+        a = jnp.maximum(a, 1 - a)
+        mixed = {}
+        for key in keys:
+            x = value_of(batch, key)
+            if not jnp.issubdtype(x.dtype, jnp.floating):
+                raise UserError(
+                    f"mixup({p}) mixes floats, but {key!r} is {x.dtype}. Put value_range (for images) and onehot "
+                    "(for labels) before mixup."
+                )
+            mixed[key] = a.astype(x.dtype) * x + (1 - a).astype(x.dtype) * jnp.roll(x, 1, axis=0)
+        return {**batch, **mixed}
+
+    return op

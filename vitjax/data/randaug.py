@@ -1,0 +1,1 @@
+"""RandAugment as AugReg used it."""
