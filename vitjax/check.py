@@ -20,6 +20,7 @@ def check(config: ConfigDict) -> int:
     for title, lines in (
         ("memory, all devices together", memory(run)),
         ("length", length(run)),
+        ("optimizer", run.optimizer.describe().splitlines()),
         ("devices", devices(run)),
         ("batch", batch(run)),
         ("evaluators", [f"{name}: every {every} steps" for name, (every, _) in run.evaluators.items()]),

@@ -20,8 +20,6 @@ from vitjax.data.sources import open_source
 from vitjax.errors import UserError
 from vitjax.train_state import TrainState, make_init, make_step
 
-BEFORE_MODEL = "the batch as it reaches the device"
-
 
 @dataclasses.dataclass(frozen=True)
 class Input:
@@ -91,18 +89,20 @@ class Experiment:
 
     def init_state(self) -> TrainState:
         """The state at step 0, born sharded."""
-        init = make_init(self.task, self.optimizer, self.preprocess.device, self.config.get("seed", 0))
+        init = _init(self.config, self.task, self.optimizer, self.preprocess)
         zeros = jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), self.batch_spec)
         return jax.jit(init, out_shardings=state_placement(self.abstract_state))(zeros)
 
     def train_step(self) -> Callable[[TrainState, dict], tuple[TrainState, dict]]:
         """The jitted step `(state, batch) -> (state, metrics)`; it takes over the buffers of the state."""
+        config = self.config
         step = make_step(
             self.task,
             self.optimizer,
             self.preprocess.device,
-            self.config.get("seed", 0),
-            self.config.get("grad_accum", 1),
+            seed=config.get("seed", 0),
+            update_ema=optim.ema.create(**plain(config.ema)) if config.get("ema") else None,
+            accumulation=config.get("grad_accum", 1),
         )
         return jax.jit(step, donate_argnums=0, out_shardings=(state_placement(self.abstract_state), None))
 
@@ -136,8 +136,7 @@ def build(config: ConfigDict) -> Experiment:
     """
     mesh = sharding.make_mesh(plain(config.get("mesh", (("data", -1),))))
     accumulation = config.get("grad_accum", 1)
-    section = _section(config, "input")
-    settings = Input(**bind(Input, section, "input"))
+    settings = Input(**bind(Input, _section(config, "input"), "input"))
     sharding.check_batch_size(settings.batch_size, mesh, accumulation=accumulation)
 
     source = open_source(settings.data, settings.split)
@@ -157,7 +156,9 @@ def build(config: ConfigDict) -> Experiment:
         lambda rng, batch: task.init(rng, preprocess.device(batch, rng))[0], jax.random.key(0), batch_spec
     )
     optimizer = optim.create(abstract_params, total_steps=total_steps, **sizes, **optimizer_section(config))
-    abstract_state = jax.eval_shape(make_init(task, optimizer, preprocess.device, 0), batch_spec)
+    abstract_state = jax.eval_shape(_init(config, task, optimizer, preprocess), batch_spec)
+    if config.get("ema"):
+        bind(optim.ema.create, config.ema, "ema")
     placement = sharding.state_shardings(abstract_state, plain(config.get("sharding", ())), mesh)
     abstract_state = jax.tree.map(
         lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
@@ -202,8 +203,13 @@ def first_batch_spec(source: Any, preprocess: pp.Preprocess, batch_size: int) ->
 
 def optimizer_section(config: ConfigDict) -> dict[str, Any]:
     """The top-level keys that `optim.create` reads."""
-    keys = ("optax_name", "optax", "lr", "lr_mults", "wd", "wd_mults", "schedule", "grad_clip_norm", "ema")
+    keys = ("optax_name", "optax", "lr", "lr_mults", "wd", "wd_mults", "schedule", "grad_clip_norm")
     return {key: plain(config[key]) for key in keys if key in config}
+
+
+def _init(config: ConfigDict, task: Any, optimizer: optim.Optimizer, preprocess: pp.Preprocess) -> Callable:
+    seed, ema = config.get("seed", 0), bool(config.get("ema"))
+    return make_init(task, optimizer, preprocess.device, seed=seed, ema=ema)
 
 
 def _section(config: ConfigDict, name: str) -> ConfigDict:

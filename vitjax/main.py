@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from vitjax import config as config_lib
-from vitjax.errors import UserError
+from vitjax.errors import TrainingFailed, UserError
 
 EPILOG = """\
 examples:
@@ -19,12 +19,15 @@ any key of the config can be overridden: --config.lr=3e-4 --config.total_steps=2
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line and returns the exit code: 0, or 2 for a mistake of the user's own."""
+    """Runs the command line and returns the exit code: 0, 2 for a mistake of the user's own, 3 for a diverged run."""
     try:
         return run(sys.argv[1:] if argv is None else argv)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except TrainingFailed as error:
+        print(f"training failed: {error}", file=sys.stderr)
+        return 3
 
 
 def run(argv: Sequence[str]) -> int:

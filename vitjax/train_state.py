@@ -28,7 +28,7 @@ class TrainState:
     ema_params: Any
 
 
-def make_init(task, optimizer, preprocess, seed: int) -> Callable[[dict], TrainState]:
+def make_init(task, optimizer, preprocess, *, seed: int, ema: bool = False) -> Callable[[dict], TrainState]:
     """Returns `init(batch) -> TrainState`; the batch (as it arrives on the device) matters by shape only."""
 
     def init(batch: dict) -> TrainState:
@@ -38,15 +38,15 @@ def make_init(task, optimizer, preprocess, seed: int) -> Callable[[dict], TrainS
             step=jnp.zeros((), jnp.int32),
             params=params,
             model_state=model_state,
-            opt_state=optimizer.tx.init(params),
-            ema_params=jax.tree.map(jnp.copy, params) if optimizer.update_ema else None,
+            opt_state=optimizer.init(params),
+            ema_params=jax.tree.map(jnp.copy, params) if ema else None,
         )
 
     return init
 
 
 def make_step(
-    task, optimizer, preprocess, seed: int, accumulation: int = 1
+    task, optimizer, preprocess, *, seed: int, update_ema: Callable | None = None, accumulation: int = 1
 ) -> Callable[[TrainState, dict], tuple[TrainState, dict]]:
     """Returns `step(state, batch) -> (state, metrics)`, a pure function to be jitted with the state donated.
 
@@ -58,6 +58,7 @@ def make_step(
       optimizer: `vitjax.optim.Optimizer`.
       preprocess: device half of the preprocessing, `(batch, rng) -> batch`.
       seed: seed of the run.
+      update_ema: `(ema_params, params, step) -> ema_params`, or None for no averaging.
       accumulation: number of equal slices of a batch that go through the model one after the other; their
         gradients and metrics are averaged.
     """
@@ -88,11 +89,11 @@ def make_step(
         data_rng, model_rng = jax.random.split(jax.random.fold_in(jax.random.key(seed), state.step + 1))
         batch = preprocess(batch, data_rng)
         loss, metrics, model_state, grads = loss_and_grads(state, batch, model_rng)
-        updates, opt_state = optimizer.tx.update(grads, state.opt_state, state.params)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema_params = state.ema_params
-        if optimizer.update_ema:
-            ema_params = optimizer.update_ema(state.ema_params, params, state.step)
+        if update_ema:
+            ema_params = update_ema(state.ema_params, params, state.step)
         new = TrainState(state.step + 1, params, model_state, opt_state, ema_params)
         norms = dict(
             l2_grads=optax.global_norm(grads),
