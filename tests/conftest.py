@@ -13,4 +13,6 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 
 
 def pytest_addoption(parser):
-    parser.addoption("--goldens", default=None, help="a folder of golden .npz files to check beside the embedded ones")
+    parser.addoption(
+        "--goldens", default=None, help="a folder of golden .npz files to check beside the embedded ones"
+    )
