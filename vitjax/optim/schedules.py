@@ -1,0 +1,166 @@
+"""Learning-rate schedules, relative to the peak (1.0), with warmup and cooldown.
+
+t is the number of updates already done: the first update sees t = 0 and, under a warmup, does nothing.
+With w = warmup steps, T = total steps and p = clip((t - w) / (T - w), 0, 1):
+
+    constant               mult
+    cosine                 end + (mult - end) (1 + cos(pi p)) / 2
+    linear, polynomial     end + (mult - end) (1 - p)^power
+    rsqrt                  mult / sqrt(1 + (max(t, w) - w + shift) / timescale)
+    stair                  mult * mults[i] from t = steps[i] on
+
+times min(1, t / w) times min(1, (T - t) / cooldown). This is big_vision's `create_learning_rate_schedule`;
+`end` of the cosine is ours and 0 by default. `rsqrt` with timescale = warmup is the schedule of "Attention Is
+All You Need" (arXiv 1706.03762, section 5.3) divided by its peak.
+"""
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vitjax import durations, errors
+
+Schedule = Callable[[Any], jax.Array]
+
+
+def create(
+    *,
+    total_steps: int,
+    batch_size: int | None = None,
+    num_examples: int | None = None,
+    decay_type: str = "constant",
+    mult: float = 1.0,
+    scale_with_batchsize: bool = False,
+    **options: Any,
+) -> Schedule:
+    """Returns schedule(t) -> float32 factor of the learning rate and of the weight decay.
+
+    Args:
+      total_steps: length of the run.
+      batch_size: for durations given in examples or epochs, and for `scale_with_batchsize`.
+      num_examples: examples of one epoch, for durations given in epochs.
+      decay_type: one of the names above.
+      mult: the peak; other than 1 for one group of parameters among several.
+      scale_with_batchsize: multiply `mult` by batch_size / 256, the linear scaling rule of arXiv 1706.02677.
+      **options: the durations `warmup_*` and `cooldown_*`, and what the decay has of its own: `end` (cosine),
+        `end` and `power` (linear, polynomial), `timescale` and `shift` in steps or as durations (rsqrt),
+        `steps` and `mults` (stair).
+    """
+    to_steps = lambda name, default: durations.steps(
+        options,
+        name,
+        batch_size=batch_size,
+        num_examples=num_examples,
+        total_steps=total_steps,
+        default=default,
+    )
+    warmup, cooldown = to_steps("warmup", 0), to_steps("cooldown", 0)
+    # Runs of 0 or 1 steps exist to evaluate or to debug; they may keep the recipe's warmup.
+    if total_steps > 1:
+        for name, length, most in (("warmup", warmup, total_steps - 1), ("cooldown", cooldown, total_steps)):
+            if length > most:
+                raise errors.UserError(
+                    f"config.schedule: a {name} of {length} steps is too long for a run of {total_steps} steps."
+                )
+    own = {k: v for k, v in options.items() if k not in durations.keys("warmup") + durations.keys("cooldown")}
+    if decay_type == "rsqrt":
+        for name in ("timescale", "shift"):
+            if (length := to_steps(name, None)) is not None and name not in own:
+                own = {k: v for k, v in own.items() if k not in durations.keys(name)} | {name: length}
+    _check_numbers(own | {"mult": mult})
+    decay = _decay(decay_type, own)
+    if scale_with_batchsize:
+        mult = mult * _known(batch_size, "batch_size") / 256
+
+    def schedule(t: Any) -> jax.Array:
+        t = jnp.asarray(t)
+        after_warmup = jnp.maximum(t - warmup, 0)
+        progress = jnp.minimum(after_warmup / max(total_steps - warmup, 1), 1.0)
+        factor = decay(mult=mult, t=t, progress=progress, after_warmup=after_warmup)
+        if warmup:
+            factor = factor * jnp.minimum(1.0, t / warmup)
+        if cooldown:
+            factor = factor * jnp.clip((total_steps - t) / cooldown, 0.0, 1.0)
+        return jnp.asarray(factor, jnp.float32)
+
+    return schedule
+
+
+def _constant() -> Callable[..., Any]:
+    return lambda mult, **_: mult
+
+
+def _cosine(*, end: float = 0.0) -> Callable[..., Any]:
+    return lambda mult, progress, **_: end + (mult - end) * 0.5 * (1.0 + jnp.cos(jnp.pi * progress))
+
+
+def _polynomial(*, end: float = 0.0, power: float = 1.0) -> Callable[..., Any]:
+    return lambda mult, progress, **_: end + (mult - end) * (1.0 - progress) ** power
+
+
+def _rsqrt(*, timescale: int = 10_000, shift: int = 0) -> Callable[..., Any]:
+    if not timescale > 0:
+        raise errors.UserError(f"config.schedule: timescale={timescale!r} must be more than 0.")
+    return lambda mult, after_warmup, **_: mult / jnp.sqrt(1.0 + (after_warmup + shift) / timescale)
+
+
+def _stair(*, steps: Sequence[int] = (), mults: Sequence[float] = ()) -> Callable[..., Any]:
+    if len(steps) != len(mults) or list(steps) != sorted(steps):
+        raise errors.UserError(
+            f"config.schedule: steps={tuple(steps)} must rise, and have one of mults={tuple(mults)} for each."
+        )
+    bounds, levels = np.asarray(steps, np.int32), np.asarray([1.0, *mults], np.float32)
+    return lambda mult, t, **_: (
+        mult * jnp.asarray(levels)[jnp.searchsorted(jnp.asarray(bounds), t, side="right")]
+    )
+
+
+_DECAYS = {
+    "constant": _constant,
+    "cosine": _cosine,
+    "linear": _polynomial,
+    "polynomial": _polynomial,
+    "rsqrt": _rsqrt,
+    "stair": _stair,
+}
+
+
+def _decay(name: str, options: dict[str, Any]) -> Callable[..., Any]:
+    """Returns the decay called `name`, its options checked against its signature."""
+    if name not in _DECAYS:
+        hint = errors.nearest(str(name), _DECAYS)
+        raise errors.UserError(
+            f"config.schedule: decay_type={name!r} is unknown; there are {', '.join(_DECAYS)}.{hint}"
+        )
+    own = tuple(inspect.signature(_DECAYS[name]).parameters)
+    common = (
+        "decay_type",
+        "mult",
+        "scale_with_batchsize",
+        *durations.keys("warmup"),
+        *durations.keys("cooldown"),
+    )
+    for key in options:
+        if key not in own:
+            hint = errors.nearest(key, own + common)
+            raise errors.UserError(
+                f"config.schedule: the decay {name!r} has no {key!r}; its options are {own or 'none'}.{hint}"
+            )
+    return _DECAYS[name](**options)
+
+
+def _check_numbers(options: dict[str, Any]) -> None:
+    for key, value in options.items():
+        for number in value if isinstance(value, list | tuple) else [value]:
+            if isinstance(number, bool) or not isinstance(number, int | float):
+                raise errors.UserError(f"config.schedule: {key}={value!r} must be made of numbers.")
+
+
+def _known(value: Any, name: str) -> Any:
+    if value is None:
+        raise errors.UserError(f"config.schedule: {name} is not known here.")
+    return value
