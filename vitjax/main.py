@@ -19,7 +19,7 @@ any key of the config can be overridden: --config.lr=3e-4 --config.total_steps=2
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line and returns the exit code: 0, 2 for a mistake of the user's own, 3 for a diverged run."""
+    """Runs the command line; exit code 0, or 2 for a mistake of the user's own, or 3 for a diverged run."""
     try:
         return run(sys.argv[1:] if argv is None else argv)
     except UserError as error:
@@ -54,7 +54,7 @@ def run(argv: Sequence[str]) -> int:
     from vitjax.train import evaluate, train
 
     workdir = pathlib.Path(args.workdir)
-    return evaluate(config, workdir) if args.eval_only else train(config, workdir, command=argv)
+    return evaluate(config, workdir) if args.eval_only else train(config, workdir)
 
 
 def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, str]]:

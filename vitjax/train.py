@@ -21,13 +21,13 @@ from vitjax.experiment import Experiment
 from vitjax.metrics import MetricWriter, WallTime
 from vitjax.preemption import Preempted
 from vitjax.progress import Progress
-from vitjax.run_info import run_info
+from vitjax.run_info import read_run_info, run_info, write_run_info
 from vitjax.train_state import TrainState
 
 CHECKPOINTS = "checkpoints"
 
 
-def train(config: ConfigDict, workdir: pathlib.Path, command: Sequence[str] = ()) -> int:
+def train(config: ConfigDict, workdir: pathlib.Path) -> int:
     """Trains to the end of the schedule, or until told to stop; returns the exit code.
 
     A workdir that holds checkpoints of the same config is gone on with. The result is bit for bit that of an
@@ -37,13 +37,13 @@ def train(config: ConfigDict, workdir: pathlib.Path, command: Sequence[str] = ()
       UserError: something the user can mend. What was saved before stays.
       TrainingFailed: the loss is no longer finite.
     """
-    stop, wall = Preempted(), WallTime()
+    stop, wall = Preempted(), WallTime(earlier_times(workdir))
     with contextlib.ExitStack() as opened:
         with wall.phase("start-up"):
             run = experiment_lib.build(config)
             checkpointer = opened.enter_context(open_checkpoints(run, workdir))
             start_step, state = checkpointer.restore(run.abstract_state) or (0, run.init_state())
-            describe_run(workdir, config, command)
+            describe_run(run, workdir, wall)
             main_process = jax.process_index() == 0
             writer = opened.enter_context(MetricWriter(workdir if main_process else None, start_step))
             loader = opened.enter_context(contextlib.closing(run.batches(start_step)))
@@ -84,6 +84,7 @@ def train(config: ConfigDict, workdir: pathlib.Path, command: Sequence[str] = ()
                 if leaving or due(step, save_every, run) or keep_best in results:
                     with wall.phase("checkpoint"):
                         checkpointer.save(step, state, metrics=results)
+                        describe_run(run, workdir, wall)
                         progress.log("checkpoint")
 
         with wall.phase("checkpoint"):
@@ -232,11 +233,23 @@ def open_checkpoints(run: Experiment, workdir: pathlib.Path) -> Checkpointer:
     )
 
 
-def describe_run(workdir: pathlib.Path, config: ConfigDict, command: Sequence[str]) -> None:
-    """Writes the resolved config, versions, devices and the git revision into the workdir."""
-    if jax.process_index() == 0:
-        files.replace(workdir / "config.json", config.to_json_best_effort(indent=2) + "\n")
-        files.replace(workdir / "run.json", json.dumps(run_info(command), indent=2) + "\n")
+def earlier_times(workdir: pathlib.Path) -> dict[str, float]:
+    """Seconds by phase of the run that this one goes on with; {} for a fresh one."""
+    return read_run_info(workdir).get("wall_time", {}) if (workdir / CHECKPOINTS).is_dir() else {}
+
+
+def describe_run(run: Experiment, workdir: pathlib.Path, wall: WallTime) -> None:
+    """Writes the resolved config, versions, devices, git revision and times so far into the workdir."""
+    if jax.process_index() != 0:
+        return
+    files.replace(workdir / "config.json", run.config.to_json_best_effort(indent=2) + "\n")
+    about = dict(
+        total_steps=run.total_steps,
+        batch_size=run.input.batch_size,
+        num_params=sum(leaf.size for leaf in jax.tree.leaves(run.abstract_state.params)),
+        wall_time=wall.split(),
+    )
+    write_run_info(workdir, run_info() | about)
 
 
 def _some(ids: np.ndarray, most: int = 8) -> str:

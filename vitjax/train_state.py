@@ -96,9 +96,9 @@ def make_step(
             ema_params = update_ema(state.ema_params, params, state.step)
         new = TrainState(state.step + 1, params, model_state, opt_state, ema_params)
         norms = dict(
-            l2_grads=optax.global_norm(grads),
-            l2_params=optax.global_norm(params),
-            l2_updates=optax.global_norm(updates),
+            l2_grads=optax.tree.norm(grads),
+            l2_params=optax.tree.norm(params),
+            l2_updates=optax.tree.norm(updates),
         )
         return new, dict(training_loss=loss, **norms, **metrics)
 

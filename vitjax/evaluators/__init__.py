@@ -1,1 +1,3 @@
-"""Evaluators, by name."""
+"""stand-in"""
+def create(name, options, *, task, mesh, num_classes):
+    return None
