@@ -50,13 +50,12 @@ def _configure(name: str) -> tuple[Callable[..., nn.Module], dict[str, Any]]:
         found = importlib.import_module(family).configure(name)
         if found is not None:
             return found
-    plain = (
-        name.lower().replace("/", "").replace("-", "_")
-    )  # so that big_vision's "ViT-S/16" leads to vit_s16
-    hint = nearest(name, names()) if plain == name else nearest(plain, names())
+    spelled_ours = name.lower().replace("/", "").replace("-", "_")  # big_vision's "ViT-S/16" leads to vit_s16
+    hint = nearest(name, names()) if name == name.lower() else nearest(spelled_ours, names())
     raise UserError(
-        f"model.name={name!r} names no model.{hint} Names are like 'vit_s16': a size of "
-        "vitjax.models.vit.SIZES and any patch size; 'my_package.my_module.MyModel' imports a model from outside."
+        f"model.name={name!r} names no model.{hint} Names are like 'vit_s16', a size of "
+        "vitjax.models.vit.SIZES and any patch size. "
+        "'my_package.my_module.MyModel' imports a model from outside."
     )
 
 

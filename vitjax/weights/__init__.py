@@ -1,0 +1,1 @@
+"""Official parameter names and layouts, into ours and back."""

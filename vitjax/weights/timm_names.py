@@ -1,0 +1,148 @@
+"""timm's PyTorch state dicts, into our parameters and back.
+
+One table says which of their tensors is which of ours and how it lies in memory.
+Another architecture joins by a table of its own.
+"""
+
+import dataclasses
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import flax.traverse_util
+import numpy as np
+
+from vitjax.errors import UserError, nearest
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """How one of their tensors holds one or more of ours; the two functions are inverse."""
+
+    into: Callable[[np.ndarray, int], Sequence[np.ndarray]]  # (theirs, num_heads) -> ours
+    back: Callable[[Sequence[np.ndarray]], np.ndarray]
+
+
+def _into_heads(count: int) -> Layout:
+    """`[count*H*Dh, D]` of stacked Linears, as `count` kernels `[D, H, Dh]`."""
+
+    def into(array, num_heads):
+        dim = array.shape[1]
+        return list(array.reshape(count, num_heads, -1, dim).transpose(0, 3, 1, 2))
+
+    def back(kernels):
+        return np.concatenate([kernel.reshape(len(kernel), -1).T for kernel in kernels])
+
+    return Layout(into, back)
+
+
+def _head_bias(count: int) -> Layout:
+    """`[count*H*Dh]`, as `count` biases `[H, Dh]`."""
+    return Layout(
+        lambda array, num_heads: list(array.reshape(count, num_heads, -1)),
+        lambda biases: np.concatenate([bias.reshape(-1) for bias in biases]),
+    )
+
+
+SAME = Layout(lambda array, _: [array], lambda arrays: arrays[0])
+DENSE = Layout(lambda array, _: [array.T], lambda arrays: arrays[0].T)  # [out, in] and [in, out]
+CONV = Layout(  # OIHW and HWIO
+    lambda array, _: [array.transpose(2, 3, 1, 0)],
+    lambda arrays: arrays[0].transpose(3, 2, 0, 1),
+)
+OUT_OF_HEADS = Layout(  # [D, H*Dh] and [H, Dh, D]
+    lambda array, num_heads: [array.T.reshape(num_heads, -1, len(array))],
+    lambda arrays: arrays[0].reshape(-1, arrays[0].shape[-1]).T,
+)
+
+Table = dict[str, tuple[Layout, str | tuple[str, ...]]]  # {i} stands for the number of a block
+
+
+def _linear(theirs: str, ours: str) -> Table:
+    return {f"{theirs}.weight": (DENSE, f"{ours}/kernel"), f"{theirs}.bias": (SAME, f"{ours}/bias")}
+
+
+def _norm(theirs: str, ours: str) -> Table:
+    return {f"{theirs}.weight": (SAME, f"{ours}/scale"), f"{theirs}.bias": (SAME, f"{ours}/bias")}
+
+
+def _projections(theirs: str, ours: str, parts: Sequence[str]) -> Table:
+    """One Linear of theirs that stacks the projections `parts` of our attention `ours`."""
+    return {
+        f"{theirs}.weight": (_into_heads(len(parts)), tuple(f"{ours}/{part}/kernel" for part in parts)),
+        f"{theirs}.bias": (_head_bias(len(parts)), tuple(f"{ours}/{part}/bias" for part in parts)),
+    }
+
+
+def _out(theirs: str, ours: str) -> Table:
+    return {
+        f"{theirs}.weight": (OUT_OF_HEADS, f"{ours}/out/kernel"),
+        f"{theirs}.bias": (SAME, f"{ours}/out/bias"),
+    }
+
+
+_BLOCK = "Transformer/encoderblock_{i}"
+_MHA = "MultiHeadDotProductAttention_0"
+
+VIT: Table = {
+    "cls_token": (SAME, "cls"),
+    "pos_embed": (SAME, "pos_embedding"),
+    "patch_embed.proj.weight": (CONV, "embedding/kernel"),
+    "patch_embed.proj.bias": (SAME, "embedding/bias"),
+    **_norm("blocks.{i}.norm1", f"{_BLOCK}/LayerNorm_0"),
+    **_projections("blocks.{i}.attn.qkv", f"{_BLOCK}/{_MHA}", ("query", "key", "value")),
+    **_out("blocks.{i}.attn.proj", f"{_BLOCK}/{_MHA}"),
+    "blocks.{i}.ls1.gamma": (SAME, f"{_BLOCK}/LayerScale_0/gamma"),
+    **_norm("blocks.{i}.norm2", f"{_BLOCK}/LayerNorm_1"),
+    **_linear("blocks.{i}.mlp.fc1", f"{_BLOCK}/MlpBlock_0/Dense_0"),
+    **_linear("blocks.{i}.mlp.fc2", f"{_BLOCK}/MlpBlock_0/Dense_1"),
+    "blocks.{i}.ls2.gamma": (SAME, f"{_BLOCK}/LayerScale_1/gamma"),
+    **_norm("norm", "Transformer/encoder_norm"),
+    "attn_pool.latent": (SAME, "MAPHead_0/probe"),
+    **_projections("attn_pool.q", f"MAPHead_0/{_MHA}", ("query",)),
+    **_projections("attn_pool.kv", f"MAPHead_0/{_MHA}", ("key", "value")),
+    **_out("attn_pool.proj", f"MAPHead_0/{_MHA}"),
+    **_norm("attn_pool.norm", "MAPHead_0/LayerNorm_0"),
+    **_linear("attn_pool.mlp.fc1", "MAPHead_0/MlpBlock_0/Dense_0"),
+    **_linear("attn_pool.mlp.fc2", "MAPHead_0/MlpBlock_0/Dense_1"),
+    **_norm("fc_norm", "fc_norm"),
+    **_linear("pre_logits.fc", "pre_logits"),
+    **_linear("head", "head"),
+}
+
+
+def from_timm(state: Mapping[str, np.ndarray], *, num_heads: int, table: Table = VIT) -> dict[str, Any]:
+    """Converts a timm state dict (name -> array, torch layouts) into our nested parameters.
+
+    Blocks come out in loop form, `encoderblock_{i}`; `layers.encoder.loop_to_scan`
+    stacks them. An entry the table does not know is a `UserError`.
+    """
+    params = {}
+    for name, array in state.items():
+        block = re.search(r"(?<=blocks\.)\d+(?=\.)", name)
+        general = re.sub(r"(?<=blocks\.)\d+(?=\.)", "{i}", name)
+        if general not in table:
+            raise UserError(
+                f"The file holds {name!r}, which this model has no place for.{nearest(general, table)}"
+            )
+        layout, ours = table[general]
+        paths = (ours,) if isinstance(ours, str) else ours
+        for path, value in zip(paths, layout.into(np.asarray(array), num_heads), strict=True):
+            params[path.replace("{i}", block[0]) if block else path] = value
+    return flax.traverse_util.unflatten_dict(params, sep="/")
+
+
+def to_timm(params: Mapping[str, Any], *, table: Table = VIT) -> dict[str, np.ndarray]:
+    """The inverse of `from_timm`, for parameters, or gradients, in loop form."""
+    flat = flax.traverse_util.flatten_dict(dict(params), sep="/")
+    blocks = sorted({int(n) for path in flat for n in re.findall(r"encoderblock_(\d+)/", path)})
+    state = {}
+    for general, (layout, ours) in table.items():
+        paths = (ours,) if isinstance(ours, str) else ours
+        for i in blocks if "{i}" in general else [0]:
+            arrays = [flat.pop(path.replace("{i}", str(i)), None) for path in paths]
+            if all(array is not None for array in arrays):
+                state[general.replace("{i}", str(i))] = layout.back([np.asarray(array) for array in arrays])
+    if flat:
+        raise UserError(f"timm has no name for the parameter {next(iter(flat))!r}.")
+    return state
