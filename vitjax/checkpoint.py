@@ -1,0 +1,522 @@
+"""Checkpoints: the whole train state on disk, checked leaf by leaf when it comes back.
+
+Orbax writes the arrays (asynchronously, sharded, atomically). This file adds what it leaves open: a
+checksum per leaf, the fall back to an older checkpoint when one is damaged, which ones are kept, whose run
+they are, and errors a user can act on. Orbax is imported when first needed: it costs a second or two.
+
+On disk, below the checkpointer's directory:
+
+    <step>/                      one whole checkpoint; Orbax renames it into place when all is written
+    <step>/state/                the arrays, as a nested dict of plain names
+    <step>/_CHECKPOINT_METADATA  JSON; `custom_metadata` is our record: format, step, fingerprint, metrics,
+                                 meta, leaves (name: [dtype, shape, checksum]), and a crc of all these
+    damaged-<step>/              moved aside by `restore`, never deleted
+    *.orbax-checkpoint-tmp, deleting-*    half-written, half-deleted; swept at the next start
+"""
+
+import concurrent.futures
+import contextlib
+import functools
+import json
+import math
+import shutil
+import sys
+import tempfile
+import zlib
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+from jax.experimental import multihost_utils
+
+from vitjax.checksum import checksums
+from vitjax.errors import UserError
+
+FORMAT = 1
+Leaves = dict[str, Any]  # "params/head/kernel" -> array or ShapeDtypeStruct, in tree order
+
+
+class _DamagedError(Exception):
+    """What is wrong with one checkpoint; names the first damaged leaf."""
+
+
+class Checkpointer:
+    """Saves and restores the state of one run in one directory.
+
+    Every process of a multi-host run makes every call; process 0 alone sweeps, renames and deletes. Close it
+    (or use it as a context manager) before the interpreter exits, or the save under way may be lost.
+
+    Args:
+      directory: where the run's checkpoints live; created if missing.
+      fingerprint: what the run is, as JSON: those parts of the resolved config that must not change between
+        saving and resuming.
+      keep_last: how many of the newest checkpoints are kept, at least 1.
+      keep_best: how many of the best by `best_metric` are kept beside them.
+      best_metric: a name among the metrics given to `save`: "val/prec@1" or "max:val/prec@1" (more is
+        better), "min:val/loss" (less is better). None: none is best.
+      keep_every: checkpoints at multiples of this many steps are permanent.
+      allow_mismatch: another fingerprint is a warning, not an error.
+      remedy: last sentence of the error about another config or another tree.
+      warn: takes a line of text; stderr by default.
+
+    Raises:
+      UserError: the directory cannot be written, or holds the checkpoints of another config.
+    """
+
+    def __init__(
+        self,
+        directory: epath.PathLike,
+        *,
+        fingerprint: Mapping[str, Any],
+        keep_last: int = 1,
+        keep_best: int = 1,
+        best_metric: str | None = None,
+        keep_every: int | None = None,
+        allow_mismatch: bool = False,
+        remedy: str = "Give another --workdir, or set these back.",
+        warn: Callable[[str], None] = lambda text: print(f"warning: {text}", file=sys.stderr, flush=True),
+    ):
+        if keep_last < 1:
+            raise UserError(f"keep_last={keep_last}: the newest checkpoint must be kept, so 1 or more.")
+        self.directory = epath.Path(directory)
+        self._fingerprint = json.loads(json.dumps(fingerprint))  # as it is read back: tuples become lists
+        self._keep_last, self._keep_best, self._keep_every = keep_last, keep_best, keep_every
+        mode, _, name = (best_metric or "").partition(":")
+        self._best_metric = name if mode in ("max", "min") else best_metric
+        self._best_sign = -1 if mode == "min" else 1
+        self._remedy, self._warn = remedy, warn
+        self._known = -1  # newest step that this object saved or restored
+        self._pending: concurrent.futures.Future[None] | None = None
+        self._pool = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
+        if jax.process_index() == 0:
+            self._prepare_directory()
+        _sync("checkpoint directory is ready")
+        self._check_fingerprint(allow_mismatch)
+
+    def __enter__(self) -> "Checkpointer":
+        return self
+
+    def __exit__(self, kind, error, traceback) -> None:
+        try:
+            self.close()
+        except UserError as e:
+            if error is None:
+                raise
+            self._warn(str(e))  # the error on its way out is the one to be seen
+
+    def steps(self) -> list[int]:
+        """The committed steps on disk, ascending. Their bytes are not looked at."""
+        return _steps(self.directory)
+
+    def latest_step(self) -> int | None:
+        """The newest of `steps()`, or None."""
+        return max(self.steps(), default=None)
+
+    def save(
+        self,
+        step: int,
+        state: Any,
+        metrics: Mapping[str, Any] | None = None,
+        meta: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Starts to write `state` as the checkpoint of `step`; returns when the state may be donated.
+
+        By then the checksums are on the host and the arrays copied (or, on CPU, held, so that their donation
+        turns into a copy). A save still under way is waited for first. Nothing happens at a step that this
+        object has saved or restored before.
+
+        Args:
+          step: number of updates done.
+          state: pytree of jax arrays (of any sharding; typed PRNG keys too), numpy arrays, Python numbers
+            and None.
+          metrics: name -> number, kept with the checkpoint; NaN is never best.
+          meta: any JSON, kept with the checkpoint.
+
+        Raises:
+          UserError: the save before this one failed, or this one cannot begin, or the directory holds a
+            checkpoint of this step or a later one that was not restored.
+        """
+        self.wait()
+        newest = self.latest_step()
+        if newest is not None and step <= newest:
+            if step <= self._known:
+                return
+            raise UserError(
+                f"{self.directory} holds a checkpoint of step {newest}, which this run, about to save step"
+                f" {step}, has not restored. Restore it first, or give another --workdir."
+            )
+        leaves = _named_leaves(state)
+        record = {
+            "format": FORMAT,
+            "step": int(step),
+            "fingerprint": self._fingerprint,
+            "metrics": {k: float(v) for k, v in (metrics or {}).items()},
+            "meta": dict(meta or {}),
+            "leaves": {
+                name: [*_signature(x), total]
+                for (name, x), total in zip(leaves.items(), checksums(leaves.values()), strict=True)
+            },
+        }
+        record["crc"] = _crc(record)
+        from orbax.checkpoint import v1 as ocp
+
+        try:
+            response = ocp.save_checkpointables_async(
+                self.directory / str(step), {"state": _nest(leaves)}, custom_metadata=record
+            )
+        except Exception as e:
+            raise self._failure(step, e) from e
+        self._known = step
+        self._pending = self._pool.submit(self._finish, step, response)
+
+    def restore(self, abstract_state: Any) -> tuple[int, Any] | None:
+        """Loads the newest whole checkpoint; None if there is no checkpoint at all.
+
+        Damaged ones before it are named to `warn`, each with its first damaged leaf, and moved aside to
+        `damaged-<step>`.
+
+        Args:
+          abstract_state: the tree to fill: `jax.ShapeDtypeStruct` with sharding (of any mesh) for jax arrays;
+            numpy arrays and Python numbers stand for their like.
+
+        Raises:
+          UserError: the checkpoint holds another tree, or no checkpoint is whole.
+        """
+        self.wait()
+        wanted = _named_leaves(abstract_state)
+        damaged: dict[int, str] = {}
+        for step in reversed(self.steps()):
+            path, leaves, complaint = self.directory / str(step), {}, ""
+            try:
+                record = _read_record(path)
+                self._check_tree(path, record["leaves"], wanted)
+                leaves = _load(path, record["leaves"], wanted)
+            except _DamagedError as e:
+                complaint = str(e)
+            if _everywhere(not complaint):
+                self._set_aside(damaged, step)
+                self._known = step
+                asked, structure = jax.tree.flatten(abstract_state)
+                return step, structure.unflatten(map(_as_asked, asked, leaves.values()))
+            damaged[step] = complaint or "another process cannot read it"
+        if not damaged:
+            return None
+        told = "; ".join(f"step {step}: {complaint}" for step, complaint in damaged.items())
+        raise UserError(
+            f"No checkpoint in {self.directory} is whole ({told}). Nothing there was changed. Put back an"
+            " undamaged copy, or move the directory away to start at step 0."
+        )
+
+    def wait(self) -> None:
+        """Blocks until the last save is committed and old ones are deleted. UserError if it failed."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
+
+    def close(self) -> None:
+        """Waits for the last save and ends the background thread. UserError if that save failed."""
+        try:
+            self.wait()
+        finally:
+            self._pool.shutdown()
+
+    def _finish(self, step: int, response: Any) -> None:
+        """The background thread's part of a save."""
+        try:
+            response.result()
+        except Exception as e:
+            raise self._failure(step, e) from e
+        if jax.process_index() == 0:
+            try:
+                self._prune()
+            except OSError as e:
+                self._warn(f"cannot delete old checkpoints in {self.directory}: {e}")
+
+    def _failure(self, step: int, error: Exception) -> UserError:
+        """Tells of a save that failed, after clearing away what it left."""
+        newest = self.latest_step()
+        self._known = -1 if newest is None else newest
+        if jax.process_index() == 0:
+            with contextlib.suppress(OSError):  # the disk may be gone altogether
+                _sweep(self.directory)
+        good = "nothing was saved before" if newest is None else f"step {newest} is the last good one"
+        return UserError(
+            f"Cannot save the checkpoint of step {step} to {self.directory / str(step)}: {_brief(error)}."
+            f" {_free_space(self.directory)} are free there; {good}. Make room or mend the disk, then start"
+            " the same command again: it goes on from the last good one."
+        )
+
+    def _prune(self) -> None:
+        steps = self.steps()
+        keep = set(steps[-self._keep_last :])
+        ranked = []
+        for step in steps:
+            try:
+                metrics = _read_record(self.directory / str(step))["metrics"]
+            except (_DamagedError, UserError):
+                keep.add(step)  # nothing that is not understood is deleted
+                continue
+            value = metrics.get(self._best_metric, math.nan)
+            if not math.isnan(value):
+                ranked.append((self._best_sign * value, step))  # of equals, the newer is better
+            if self._keep_every and step % self._keep_every == 0:
+                keep.add(step)
+        keep |= {step for _, step in sorted(ranked, reverse=True)[: self._keep_best]}
+        for step in set(steps) - keep:
+            _delete(self.directory / str(step))
+
+    def _prepare_directory(self) -> None:
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            if "://" not in str(self.directory):
+                tempfile.TemporaryFile(dir=self.directory).close()
+        except OSError as e:
+            raise UserError(
+                f"Cannot write checkpoints to {self.directory}: {e.strerror or e}. Give a --workdir that you"
+                " may write to."
+            ) from e
+        _sweep(self.directory)
+
+    def _check_fingerprint(self, allow_mismatch: bool) -> None:
+        for step in reversed(self.steps()):
+            try:
+                there = _flat(_read_record(self.directory / str(step))["fingerprint"])
+            except _DamagedError:
+                continue
+            here = _flat(self._fingerprint)
+            told = [
+                f"{key} is {here.get(key, '(absent)')} now, {there.get(key, '(absent)')} there"
+                for key in sorted(here | there)
+                if here.get(key) != there.get(key)
+            ]
+            if told:
+                text = f"{self.directory} holds checkpoints of another config: {_some(told, '; ')}."
+                if not allow_mismatch:
+                    raise UserError(f"{text} {self._remedy}")
+                self._warn(f"{text} Going on with them all the same, as told.")
+            return
+
+    def _check_tree(self, path: epath.Path, saved: Leaves, wanted: Leaves) -> None:
+        both = [name for name in wanted if name in saved and not _fits(saved[name], wanted[name])]
+        told = {
+            "missing there": [name for name in wanted if name not in saved],
+            "only there": [name for name in saved if name not in wanted],
+            "different": [
+                f"{n} ({_show(*saved[n][:2])} there, {_show(*_signature(wanted[n]))} now)" for n in both
+            ],
+        }
+        if any(told.values()):
+            text = "; ".join(f"{what}: {_some(names)}" for what, names in told.items() if names)
+            raise UserError(
+                f"The checkpoint {path} holds another state than this run's. {text}. {self._remedy}"
+            )
+
+    def _set_aside(self, damaged: Mapping[int, str], used: int) -> None:
+        for step, complaint in damaged.items():
+            names = [f"damaged-{step}", *(f"damaged-{step}-{n}" for n in range(2, 100))]
+            target = next(p for name in names if not (p := self.directory / name).exists())
+            if jax.process_index() == 0:
+                (self.directory / str(step)).rename(target)
+            self._warn(
+                f"the checkpoint of step {step} is damaged: {complaint}. Going on from step {used};"
+                f" the damaged one is now {target}."
+            )
+        _sync("damaged checkpoints are set aside")
+
+
+def load_params(path: epath.PathLike, key: str = "params") -> dict[str, Any]:
+    """Loads one subtree of a saved state, for evaluation and transfer.
+
+    Args:
+      path: a checkpointer's directory (its newest checkpoint is taken) or one `<step>` folder in it.
+      key: the subtree's name, e.g. "params", "ema_params", "model_state".
+
+    Returns:
+      A nested dict of numpy arrays, each compared with its checksum.
+
+    Raises:
+      UserError: there is no checkpoint, or it has no such subtree, or a leaf of it is damaged.
+    """
+    path = epath.Path(path)
+    if not path.name.isdecimal() and (steps := _steps(path)):
+        path = path / str(steps[-1])
+    if not path.is_dir() or not path.name.isdecimal():
+        raise UserError(
+            f"There is no checkpoint at {path}. Give the folder of a run's checkpoints, or one in it."
+        )
+    try:
+        saved = _read_record(path)["leaves"]
+        wanted = {
+            name: np.zeros(shape, jax.numpy.dtype(dtype))
+            for name, (dtype, shape, _) in saved.items()
+            if name.split("/")[0] == key
+        }
+        if not wanted:
+            have = ", ".join(sorted({name.split("/")[0] for name in saved}))
+            raise UserError(f"The checkpoint {path} has no {key!r} in it, but {have}.")
+        return _nest(_load(path, saved, wanted))[key]
+    except _DamagedError as e:
+        raise UserError(f"The checkpoint {path} is damaged: {e}. Take another one of that run.") from e
+
+
+# Leaves.
+
+
+def _named_leaves(tree: Any) -> Leaves:
+    """None is no leaf; Python numbers become numpy arrays of 64 bits."""
+    named = {}
+    for path, leaf in jax.tree.flatten_with_path(tree)[0]:
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        named[name] = leaf if isinstance(leaf, jax.Array | jax.ShapeDtypeStruct) else np.asarray(leaf)
+    return named
+
+
+def _nest(leaves: Leaves) -> dict[str, Any]:
+    """Plain nested dicts, so that nothing on disk depends on the classes of optax or our own."""
+    tree: dict[str, Any] = {}
+    for name, leaf in leaves.items():
+        *parents, last = name.split("/")
+        functools.reduce(lambda node, key: node.setdefault(key, {}), parents, tree)[last] = leaf
+    return tree
+
+
+def _signature(leaf: Any) -> tuple[str, list[int]]:
+    return str(leaf.dtype), list(leaf.shape)
+
+
+def _fits(saved: list[Any], leaf: Any) -> bool:
+    """Equal type and shape; what was a Python number also fits a scalar of its kind."""
+    dtype, shape = _signature(leaf)
+    number = shape == [] and saved[0] in ("int64", "float64") and saved[0][0] == dtype[0]
+    return saved[1] == shape and (saved[0] == dtype or number)
+
+
+def _as_asked(asked: Any, leaf: Any) -> Any:
+    """A leaf as it was read -> jax array, numpy array or Python number."""
+    if isinstance(asked, bool | int | float):
+        return leaf.item()
+    if isinstance(asked, jax.ShapeDtypeStruct) and not isinstance(leaf, jax.Array):
+        return jax.device_put(leaf.astype(asked.dtype), asked.sharding)
+    return leaf
+
+
+# Files.
+
+
+def _steps(directory: epath.Path) -> list[int]:
+    if not directory.is_dir():
+        return []
+    return sorted(int(path.name) for path in directory.iterdir() if path.name.isdecimal())
+
+
+def _crc(record: Mapping[str, Any]) -> int:
+    return zlib.crc32(json.dumps(record, sort_keys=True).encode())
+
+
+def _read_record(path: epath.Path) -> dict[str, Any]:
+    """Our part of a checkpoint's metadata. _DamagedError, or UserError for a format of the future."""
+    file = path / "_CHECKPOINT_METADATA"
+    try:
+        record = json.loads(file.read_text())["custom_metadata"]
+        whole = record.pop("crc") == _crc(record)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
+        raise _DamagedError(f"its {file.name} cannot be read ({_brief(e)})") from e
+    if not whole:
+        raise _DamagedError(f"its {file.name} does not match its own checksum")
+    if record["format"] > FORMAT:
+        raise UserError(f"{path} is of a newer vitjax (checkpoint format {record['format']}). Update vitjax.")
+    return record
+
+
+def _load(path: epath.Path, saved: Leaves, wanted: Leaves) -> Leaves:
+    """The wanted leaves, compared with their checksums. _DamagedError names the first bad one."""
+    try:
+        leaves = _load_orbax(path, saved, wanted)
+    except Exception as e:
+        if isinstance(e, MemoryError) or "RESOURCE_EXHAUSTED" in str(e):
+            raise  # this machine's trouble, not the file's
+        raise _DamagedError(
+            _first_unreadable(path, saved, wanted) or f"it cannot be read ({_brief(e)})"
+        ) from e
+    for (name, _), found in zip(leaves.items(), checksums(leaves.values()), strict=True):
+        if found != saved[name][2]:
+            raise _DamagedError(f"leaf {name} does not match its checksum")
+    return leaves
+
+
+def _load_orbax(path: epath.Path, saved: Leaves, wanted: Leaves) -> Leaves:
+    from orbax.checkpoint import v1 as ocp
+
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    abstract: Leaves = dict.fromkeys(saved, ocp.PLACEHOLDER)
+    for name, x in wanted.items():
+        if str(x.dtype) != saved[name][0]:
+            x = np.zeros((), saved[name][0])  # was a Python number; `_as_asked` makes it what is wanted
+        elif isinstance(x, jax.Array | jax.ShapeDtypeStruct):
+            x = jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding or device)
+        abstract[name] = x
+    tree = ocp.load_checkpointables(path, {"state": _nest(abstract)})["state"]
+    return {name: functools.reduce(lambda node, key: node[key], name.split("/"), tree) for name in wanted}
+
+
+def _first_unreadable(path: epath.Path, saved: Leaves, wanted: Leaves) -> str:
+    for name, x in wanted.items():
+        try:
+            _load_orbax(path, saved, {name: x})
+        except Exception as e:
+            return f"leaf {name} cannot be read ({_brief(e)})"
+    return ""
+
+
+def _sweep(directory: epath.Path) -> None:
+    for path in directory.iterdir():
+        if ".orbax-checkpoint-tmp" in path.name or path.name.startswith("deleting-"):
+            path.rmtree(missing_ok=True)
+
+
+def _delete(path: epath.Path) -> None:
+    """Renames first: a run killed half-way leaves nothing that looks like a checkpoint."""
+    path.rename(path.parent / f"deleting-{path.name}").rmtree()
+
+
+def _sync(name: str) -> None:
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
+
+
+def _everywhere(ok: bool) -> bool:
+    return ok if jax.process_count() == 1 else bool(multihost_utils.process_allgather(np.asarray(ok)).all())
+
+
+# Words for errors.
+
+
+def _brief(error: Exception) -> str:
+    return " ".join(str(error).split())[:250].rstrip(". ") or type(error).__name__
+
+
+def _some(names: list[str], separator: str = ", ", most: int = 6) -> str:
+    return separator.join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def _show(dtype: str, shape: Iterable[int]) -> str:
+    return f"{dtype}[{','.join(map(str, shape))}]"
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """`{"model.name": "'vit_s32'"}`: dotted keys and the text of their values."""
+    flat = {}
+    for key, value in tree.items():
+        flat |= (
+            _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": repr(value)}
+        )
+    return flat
+
+
+def _free_space(directory: epath.Path) -> str:
+    try:
+        return f"{shutil.disk_usage(directory).free / 1e6:,.1f} MB"
+    except OSError:
+        return "Unknown amounts"
