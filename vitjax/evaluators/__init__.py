@@ -1,3 +1,94 @@
-"""stand-in"""
-def create(name, options, *, task, mesh, num_classes):
-    return None
+"""Evaluators: what is measured of a train state, beside the training loss.
+
+An evaluator is a class. Its first argument is the `Context`, its keyword arguments are the schema of its
+config section, and `run(train_state)` yields pairs (metric name, float). The loop puts the section's name
+before the metric's: `val/prec@1`.
+"""
+
+import dataclasses
+import importlib
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+
+from vitjax import durations, errors
+
+EVALUATORS = {
+    "accuracy": "vitjax.evaluators.accuracy.Accuracy",
+    "fewshot": "vitjax.evaluators.fewshot.FewShot",
+}
+# Keys of an evaluator's section that the training loop reads.
+LOOP_KEYS = ("type", *durations.keys("log"))
+
+
+@dataclasses.dataclass(frozen=True)
+class Context:
+    """What a run gives to all its evaluators.
+
+    Attributes:
+      task: has `predict(params, model_state, batch) -> (logits, out)`.
+      mesh: the devices.
+      batch_sharding: how the first axis of a batch lies on them; None for the axis `data` of the mesh, or its
+        first one.
+      progress: called after each batch with the number of batches done and the number there are.
+    """
+
+    task: Any
+    mesh: jax.sharding.Mesh
+    batch_sharding: jax.sharding.Sharding | None = None
+    progress: Callable[[int, int], None] | None = None
+
+
+def create(name: str, section: Any, *, context: Context, defaults: Mapping[str, Any] | None = None) -> Any:
+    """Returns the evaluator that `config.evals.<name>` describes.
+
+    Args:
+      name: the section's name, for error messages.
+      section: `type` names the evaluator (a name of `EVALUATORS` or the dotted path of a class); the keys of
+        `LOOP_KEYS` are left to the loop; all others are arguments of the evaluator.
+      context: what the run provides. defaults: values from elsewhere in the config (`loss`, `batch_size`,
+      ...) for arguments that the evaluator
+        has and the section does not give.
+
+    Raises:
+      UserError: an unknown type, an argument that is unknown or missing.
+    """
+    where = f"config.evals.{name}"
+    if section.get("type") is None:
+        raise errors.UserError(f"{where} has no type; set type to one of {', '.join(EVALUATORS)}.")
+    cls = get(section["type"], where=where)
+    valid = schema(cls)
+    given = {str(key): section[key] for key in section if key not in LOOP_KEYS}
+    for key in given:
+        if key not in valid:
+            hint = errors.nearest(key, [*valid, *LOOP_KEYS])
+            raise errors.UserError(
+                f"{where}.{key} is unknown; {section['type']} has {', '.join(valid)}.{hint}"
+            )
+    given = {key: value for key, value in (defaults or {}).items() if key in valid} | given
+    missing = [
+        k for k, p in valid.items() if p.default is p.empty and p.kind is p.KEYWORD_ONLY and k not in given
+    ]
+    if missing:
+        raise errors.UserError(f"{where} needs {' and '.join(missing)}.")
+    return cls(context, **given)
+
+
+def get(type_name: str, *, where: str = "config.evals") -> type:
+    """Returns the evaluator class called `type_name`, or found at that dotted path."""
+    path = EVALUATORS.get(type_name, type_name)
+    module, _, attribute = str(path).rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as e:
+        raise errors.UserError(
+            f"{where}.type={type_name!r} is neither one of {', '.join(EVALUATORS)} nor the dotted path of a class"
+            f" ({e}).{errors.nearest(str(type_name), EVALUATORS)}"
+        ) from e
+
+
+def schema(cls: type) -> dict[str, inspect.Parameter]:
+    """Returns the config arguments of an evaluator class: all of its constructor's but the context."""
+    return dict(list(inspect.signature(cls).parameters.items())[1:])

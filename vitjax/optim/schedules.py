@@ -64,7 +64,7 @@ def create(
         for name, length, most in (("warmup", warmup, total_steps - 1), ("cooldown", cooldown, total_steps)):
             if length > most:
                 raise errors.UserError(
-                    f"config.schedule: a {name} of {length} steps is too long for a run of {total_steps} steps."
+                    f"config.schedule: a {name} of {length} steps is too long for {total_steps} steps."
                 )
     own = {k: v for k, v in options.items() if k not in durations.keys("warmup") + durations.keys("cooldown")}
     if decay_type == "rsqrt":

@@ -1,0 +1,112 @@
+"""What all evaluators share: batches on the mesh, outputs back on every host, the choice of parameters."""
+
+import collections
+import math
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from vitjax import errors
+from vitjax.evaluators import Context
+
+
+class EvalInput:
+    """All examples of one split, preprocessed and placed on the mesh, each exactly once."""
+
+    def __init__(self, context: Context, *, data: str, split: str, pp: str, batch_size: int, workers: int):
+        """Opens the split; `batch_size` is rounded up to what the devices can share evenly."""
+        # Here and below: the data stack is only loaded by who evaluates, not by who reads a schema.
+        from vitjax.data import pp as preprocessing
+        from vitjax.data import sources
+
+        self.name = f"{data}[{split}]"
+        self.source = sources.open_source(data, split=split)
+        self.preprocess = preprocessing.parse(pp)
+        self.mesh, self.progress, self.workers = context.mesh, context.progress, workers
+        axes = context.mesh.axis_names
+        self.sharding = context.batch_sharding or NamedSharding(
+            context.mesh, PartitionSpec("data" if "data" in axes else axes[0])
+        )
+        shards = context.mesh.size // self.sharding.shard_shape((context.mesh.size,))[0]
+        multiple = math.lcm(shards, jax.process_count())
+        self.batch_size = -(-batch_size // multiple) * multiple
+
+    def batches(self) -> Iterator[dict[str, jax.Array]]:
+        """Yields global batches on the mesh, with `_mask` bool `[B]` and `_id` int32 `[B]`."""
+        from vitjax.data import pipeline
+
+        total = -(-len(self.source) // self.batch_size)
+        batches = pipeline.eval_batches(
+            self.source,
+            self.preprocess.host,
+            batch_size=self.batch_size,
+            workers=self.workers,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+        try:
+            for done, batch in enumerate(batches, 1):
+                rows = {key: value for key, value in batch.items() if not key.startswith("_")}
+                rows |= {"_mask": batch["_mask"], "_id": batch["_id"].astype(np.int32)}
+                yield {k: jax.make_array_from_process_local_data(self.sharding, v) for k, v in rows.items()}
+                if self.progress:
+                    self.progress(done, total)
+        finally:
+            batches.close()
+
+    def map(self, function: Any, *args: Any) -> Iterator[Any]:
+        """Yields `function(*args, batch)` for all batches as NumPy arrays, whole on every process.
+
+        `function` is one made by `replicated_jit`. At most three batches are in flight: nothing else would
+        keep the host from filling the device's memory with batches that wait.
+        """
+
+        def results() -> Iterator[Any]:
+            for batch in self.batches():
+                with jax.set_mesh(self.mesh):
+                    result = function(*args, batch)
+                yield result
+
+        return _fetch(results(), ahead=2)
+
+    def on_device(self, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        """The device part of the preprocessing, traced; evaluation draws nothing, so its key is fixed."""
+        return self.preprocess.device(batch, jax.random.key(0))
+
+
+def replicated_jit(function: Any, mesh: jax.sharding.Mesh) -> Any:
+    """Returns `function` jitted so that every process can read its whole outputs."""
+    return jax.jit(function, out_shardings=NamedSharding(mesh, PartitionSpec()))
+
+
+def weights(train_state: Any, *, use_ema: bool) -> tuple[Any, Any]:
+    """Returns (params, model_state) to evaluate: the trained parameters or their moving average."""
+    if use_ema and train_state.ema_params is None:
+        raise errors.UserError("use_ema=True needs averaged parameters; set config.ema=dict(decay=0.9999).")
+    return train_state.ema_params if use_ema else train_state.params, train_state.model_state
+
+
+def entry(tree: Any, key: str, *, what: str, remedy: str) -> Any:
+    """Returns `tree["a"]["b"]` for the key `a/b`, or raises a UserError that lists what there is."""
+    for part in key.split("/"):
+        if not hasattr(tree, "keys") or part not in tree:
+            keys = [k for k in tree if not k.startswith("_")] if hasattr(tree, "keys") else []
+            raise errors.UserError(
+                f"{what} has no {key!r}, only {', '.join(sorted(keys)) or 'arrays'}.{errors.nearest(part, keys)} {remedy}"
+            )
+        tree = tree[part]
+    return tree
+
+
+def _fetch(results: Iterable[Any], ahead: int) -> Iterator[Any]:
+    """Yields the results as NumPy arrays, `ahead` places behind the computation."""
+    queue: collections.deque[Any] = collections.deque()
+    for result in results:
+        queue.append(result)
+        if len(queue) > ahead:
+            yield jax.device_get(queue.popleft())
+    while queue:
+        yield jax.device_get(queue.popleft())
