@@ -199,9 +199,9 @@ def _last(rows: list[dict], name: str) -> float | None:
 
 
 def _si(number: float) -> str:
-    for size, unit in ((1e9, " G"), (1e6, " M"), (1e4, " k")):
+    for size, unit in ((1e9, "G"), (1e6, "M")):
         if number >= size:
-            return f"{number / (1e3 if unit == ' k' else size):.3g}{unit}"
+            return f"{number / size:.3g} {unit}"
     return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
 
 
@@ -278,10 +278,9 @@ def _confusion(answers: preds.Predictions) -> str:
     if answers.top5.shape[1] > 1 and answers.num_classes > 5:
         count += f", top-{answers.top5.shape[1]} {answers.accuracy(5):.2%}"
     if answers.num_classes <= MATRIX_CLASSES:
-        note = (
-            f'<p class="soft">{count}. Rows: true class; columns: answer; darker: more of the true class.</p>'
-        )
-        return f'<div class="card">{note}<div class="scroll">{_matrix(answers)}</div></div>'
+        count += ". Rows: true class; columns: answer; stronger: more of the true class."
+        matrix = f'<div class="scroll">{_matrix(answers)}</div>'
+        return f'<div class="card"><p class="soft">{count}</p>{matrix}</div>'
     pairs = [
         (answers.name(true), answers.name(answer), f"{n:,}", f"{share:.1%}")
         for true, answer, n, share in preds.most_confused(answers)
@@ -325,10 +324,12 @@ def _matrix(answers: preds.Predictions) -> str:
                 f'<text x="{x + cell / 2 - 0.5:.1f}" y="{y + cell / 2 + 3:.1f}" text-anchor="middle"'
                 f' font-size="9" fill="{fill}" pointer-events="none">{matrix[i, j]}</text>'
             )
-    side = margin + size * cell + margin / 2  # turned names reach beyond the last column
-    style = f"font-size:10.5px;min-width:{min(0.8 * side, 760):.0f}px;max-width:{min(1.5 * side, 1000):.0f}px"
+    height = margin + size * cell
+    width = height + margin / 2  # turned names reach beyond the last column
+    least, most = min(0.8 * width, 760), min(1.5 * width, 1000)
+    style = f"font-size:10.5px;min-width:{least:.0f}px;max-width:{most:.0f}px"
     return (
-        f'<svg class="matrix" viewBox="0 0 {side:.0f} {side:.0f}" style="{style}" fill="currentColor"'
+        f'<svg class="matrix" viewBox="0 0 {width:.0f} {height:.0f}" style="{style}" fill="currentColor"'
         f' role="img" aria-label="Confusion matrix of {size} classes">{"".join(parts)}</svg>'
     )
 
@@ -393,7 +394,7 @@ def _details(rows: list[dict], info: dict, config_text: str) -> str:
         low, high = (
             (np.nanmin(values), np.nanmax(values)) if np.isfinite(values).any() else (math.nan, math.nan)
         )
-        metrics.append((name, f"{values[-1]:.6g}", f"{steps[-1]:,.0f}", f"{low:.6g}", f"{high:.6g}"))
+        metrics.append((name, _plain(values[-1]), f"{steps[-1]:,.0f}", _plain(low), _plain(high)))
     parts = [
         ("Config", f"<pre>{escape(config_text)}</pre>" if config_text else ""),
         ("Run", _table(None, run, 9) if run else ""),
@@ -405,6 +406,10 @@ def _details(rows: list[dict], info: dict, config_text: str) -> str:
         for title, content in parts
         if content
     )
+
+
+def _plain(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) < 1e15 and value == round(value) else f"{value:.6g}"
 
 
 def _table(head: Sequence[str] | None, rows: Iterable[Sequence[str]], numbers_from: int) -> str:
