@@ -17,9 +17,9 @@ from typing import Any
 
 import ml_collections
 
+from vitjax.durations import UNITS
 from vitjax.errors import UserError, nearest
 
-UNITS = ("steps", "epochs", "examples", "percent")
 DURATIONS = {
     "total": "length of training",
     "log_training": "interval of training metrics",

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from vitjax import durations, evaluators, models, optim, sharding, tasks
-from vitjax.config import UNITS, bind, plain
+from vitjax.config import bind, plain
 from vitjax.data import pipeline, pp
 from vitjax.data.sources import open_source
 from vitjax.errors import UserError
@@ -178,9 +178,16 @@ def build(config: ConfigDict) -> Experiment:
 def parse_pp(text: str, num_classes: int, key: str) -> pp.Preprocess:
     """Parses the preprocessing string of config key `key`, with the number of labels filled in."""
     try:
-        return pp.parse(text.replace("{num_classes}", str(num_classes)))
+        return pp.parse(fill_in(text, num_classes))
     except UserError as error:
         raise UserError(f"config.{key}: {error}") from error
+
+
+def fill_in(value: Any, num_classes: int) -> Any:
+    """Puts the number of labels where preprocessing strings inside `value` say `{num_classes}`."""
+    if isinstance(value, dict):
+        return {key: fill_in(item, num_classes) for key, item in value.items()}
+    return value.replace("{num_classes}", str(num_classes)) if isinstance(value, str) else value
 
 
 def first_batch_spec(source: Any, preprocess: pp.Preprocess, batch_size: int) -> dict:
@@ -219,9 +226,8 @@ def _section(config: ConfigDict, name: str) -> ConfigDict:
 
 
 def _build_evaluator(experiment: Experiment, name: str, section: ConfigDict) -> tuple[int, Any]:
-    interval_keys = [f"log_{unit}" for unit in UNITS]
     every = durations.steps(section, "log", default=experiment.total_steps, **experiment.sizes)
-    options = {key: value for key, value in plain(section).items() if key not in interval_keys}
-    return every, evaluators.create(
-        name, options, task=experiment.task, mesh=experiment.mesh, num_classes=experiment.num_classes
-    )
+    section = fill_in(plain(section), experiment.num_classes)
+    context = evaluators.Context(task=experiment.task, mesh=experiment.mesh)
+    defaults = dict(batch_size=experiment.input.batch_size, loss=getattr(experiment.task, "loss_name", None))
+    return every, evaluators.create(name, section, context=context, defaults=defaults)

@@ -14,8 +14,10 @@ from ml_collections import ConfigDict
 
 from vitjax import experiment as experiment_lib
 from vitjax import files, sharding
+from vitjax.analysis import report
 from vitjax.checkpoint import Checkpointer
 from vitjax.config import fingerprint
+from vitjax.data import pp
 from vitjax.errors import TrainingFailed, UserError
 from vitjax.experiment import Experiment
 from vitjax.metrics import MetricWriter, WallTime
@@ -90,12 +92,14 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> int:
         with wall.phase("checkpoint"):
             checkpointer.wait()
         writer.flush()
+        describe_run(run, workdir, wall)
         progress.print(wall.summary())
         if leaving and step < run.total_steps:
             progress.print(f"stopped at step {step}, saved: the same command goes on from there")
             return stop.exit_code
-        if main_process and config.get("report", True):
-            write_report(run, state, workdir, wall)
+        if config.get("report", True):
+            with wall.phase("eval"):
+                report_on(run, state, workdir)
             progress.print(f"report: {workdir / 'report.html'}")
     return 0
 
@@ -254,3 +258,16 @@ def describe_run(run: Experiment, workdir: pathlib.Path, wall: WallTime) -> None
 
 def _some(ids: np.ndarray, most: int = 8) -> str:
     return ", ".join(map(str, ids[:most].tolist())) + (", ..." if len(ids) > most else "")
+
+
+def report_on(run: Experiment, state: TrainState, workdir: pathlib.Path) -> None:
+    """Writes `report.html`, with the answers of the first evaluator that keeps answers."""
+    found: dict[str, Any] = {}
+    keeping = [e for _, e in run.evaluators.values() if hasattr(e, "predictions")]
+    if keeping:
+        source, decode = keeping[0].input.source, pp.parse("decode").host
+        picture = lambda index: decode(dict(source[index]), np.random.default_rng(0))["image"]
+        predictions = keeping[0].predictions(state)
+        found = dict(predictions=predictions, class_names=source.class_names, images=picture)
+    if jax.process_index() == 0:
+        report.write_report(workdir, **found)
