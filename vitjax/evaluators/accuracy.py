@@ -101,10 +101,9 @@ class Accuracy:
         """Returns logits `[B, K]` and labels `[B, K]` in float32, and which rows count `[B]`."""
         mask = batch["_mask"]
         batch = self.input.on_device(batch)
-        remedy = (
-            f"The preprocessing string needs onehot(NUM_CLASSES, key='label', key_result={self.label_key!r})."
-        )
-        labels = inputs.entry(batch, self.label_key, what=f"A batch of {self.input.name}", remedy=remedy)
+        what = f"A batch of {self.input.name}"
+        remedy = f"The preprocessing string needs onehot(..., key_result={self.label_key!r})."
+        labels = inputs.entry(batch, self.label_key, what=what, remedy=remedy)
         logits, _ = self.task.predict(params, model_state, batch)
         labels = jnp.asarray(labels, jnp.float32)
         return jnp.asarray(logits, jnp.float32), labels, mask & (labels.max(axis=-1) > 0)
@@ -143,7 +142,7 @@ class Accuracy:
 
 
 def confusion_matrix(label: np.ndarray, answer: np.ndarray, num_classes: int) -> np.ndarray:
-    """Returns counts int64 `[num_classes, num_classes]` by (true class, answer); labels below 0 are left out."""
+    """Returns counts int64 `[num_classes, num_classes]` by (true class, answer), of labels from 0 on."""
     pairs = label[label >= 0].astype(np.int64) * num_classes + answer[label >= 0]
     return np.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes)
 

@@ -71,7 +71,7 @@ def create(
         for name in ("timescale", "shift"):
             if (length := to_steps(name, None)) is not None and name not in own:
                 own = {k: v for k, v in own.items() if k not in durations.keys(name)} | {name: length}
-    _check_numbers(own | {"mult": mult})
+    _check_numbers({"mult": mult})
     decay = _decay(decay_type, own)
     if scale_with_batchsize:
         mult = mult * _known(batch_size, "batch_size") / 256
@@ -150,6 +150,7 @@ def _decay(name: str, options: dict[str, Any]) -> Callable[..., Any]:
             raise errors.UserError(
                 f"config.schedule: the decay {name!r} has no {key!r}; its options are {own or 'none'}.{hint}"
             )
+    _check_numbers(options)
     return _DECAYS[name](**options)
 
 
