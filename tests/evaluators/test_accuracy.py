@@ -163,6 +163,9 @@ def test_mistakes(make, sources):
     with pytest.raises(UserError, match="no example with a label"):
         sources["preprocessings"]["zeros"] = lambda b: b | {"labels": jnp.zeros((8, CLASSES))}
         list(make(pp="zeros").run(stand_ins.train_state(KERNEL)))
+    with pytest.raises(UserError, match="batch_size=0"):
+        make(batch_size=0)
+    assert stand_ins.Batches.opened == stand_ins.Batches.closed
 
 
 def test_own_evaluators_are_found_by_path():

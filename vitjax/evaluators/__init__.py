@@ -48,9 +48,9 @@ def create(name: str, section: Any, *, context: Context, defaults: Mapping[str, 
       name: the section's name, for error messages.
       section: `type` names the evaluator (a name of `EVALUATORS` or the dotted path of a class); the keys of
         `LOOP_KEYS` are left to the loop; all others are arguments of the evaluator.
-      context: what the run provides. defaults: values from elsewhere in the config (`loss`, `batch_size`,
-      ...) for arguments that the evaluator
-        has and the section does not give.
+      context: what the run provides.
+      defaults: values from elsewhere in the config (`loss`, `batch_size`, ...) for arguments that the
+        evaluator has and the section does not give.
 
     Raises:
       UserError: an unknown type, an argument that is unknown or missing.

@@ -20,12 +20,13 @@ class Accuracy:
     Counts are exact and all means are taken over the whole split, so the batch size and the number of devices
     and processes do not matter. Examples whose labels are all zero are left out.
 
-      prec@1  label value at the largest logit (for 0/1 labels: the share of right answers; several may be
-      right) prec@5  the largest label value at the five largest logits (at fewer, if there are fewer classes)
-      loss    the named loss per example, without label smoothing ece     expected calibration error (Guo et
-      al. 2017, arXiv 1706.04599) with 15 bins of equal width (l, r]:
-              sum over bins of n_bin / n |accuracy_bin - confidence_bin|. The confidence is the probability of
-              the first answer as the loss means it: by softmax or by sigmoid.
+    - prec@1: the label value at the largest logit. For 0/1 labels the share of right answers; several classes
+      may be right.
+    - prec@5: the largest label value at the five largest logits, or at all if there are fewer classes.
+    - loss: the named loss per example, without label smoothing.
+    - ece: the expected calibration error (Guo et al. 2017, arXiv 1706.04599) with 15 bins of equal width,
+      (0, 1/15] and so on: sum over bins of n_bin / n |accuracy_bin - confidence_bin|. The confidence is the
+      probability of the first answer as the loss means it: by softmax or by sigmoid.
     """
 
     def __init__(

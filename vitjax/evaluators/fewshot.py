@@ -53,11 +53,11 @@ class FewShot:
           workers: processes that decode; 0 for threads of this one.
           use_ema: evaluate the averaged parameters.
         """
-        if not shots or any(isinstance(k, bool) or not isinstance(k, int) or k < 1 for k in shots):
+        if not shots or any(not _is_number(k) or k < 1 or k % 1 for k in shots):
             raise errors.UserError(
                 f"fewshot: shots={shots!r} must be whole numbers from 1 on, such as (1, 5)."
             )
-        if not l2_reg > 0 or num_seeds < 1:
+        if not _is_number(l2_reg) or l2_reg <= 0 or not isinstance(num_seeds, int) or num_seeds < 1:
             raise errors.UserError(
                 f"fewshot: l2_reg={l2_reg!r} must be above 0 and num_seeds={num_seeds!r} at least 1."
             )
@@ -169,6 +169,10 @@ def fit(x: np.ndarray, y: np.ndarray, *, num_classes: int, l2_reg: float) -> tup
     solution = (left / (eigenvalues + l2_reg)) @ right
     weights = solution[:-1] / std[:, None]
     return weights, BIAS * solution[-1] - mean @ weights
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _check_enough(labels: np.ndarray, num_classes: int, shots: int, split: inputs.EvalInput) -> None:

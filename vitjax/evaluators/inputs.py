@@ -1,8 +1,9 @@
 """What all evaluators share: batches on the mesh, outputs back on every host, the choice of parameters."""
 
 import collections
+import contextlib
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from typing import Any
 
 import jax
@@ -18,6 +19,10 @@ class EvalInput:
 
     def __init__(self, context: Context, *, data: str, split: str, pp: str, batch_size: int, workers: int):
         """Opens the split; `batch_size` is rounded up to what the devices can share evenly."""
+        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+            raise errors.UserError(
+                f"config.evals: batch_size={batch_size!r} must be a whole number from 1 on."
+            )
         self.name = f"{data}[{split}]"
         self.source = _open_source(data, split=split)
         self.preprocess = _parse(pp)
@@ -30,7 +35,7 @@ class EvalInput:
         multiple = math.lcm(shards, jax.process_count())
         self.batch_size = -(-batch_size // multiple) * multiple
 
-    def batches(self) -> Iterator[dict[str, jax.Array]]:
+    def batches(self) -> Generator[dict[str, jax.Array]]:
         """Yields global batches on the mesh, with `_mask` bool `[B]` and `_id` int32 `[B]`."""
         total = -(-len(self.source) // self.batch_size)
         batches = _eval_batches(
@@ -59,10 +64,12 @@ class EvalInput:
         """
 
         def results() -> Iterator[Any]:
-            for batch in self.batches():
-                with jax.set_mesh(self.mesh):
-                    result = function(*args, batch)
-                yield result
+            # Closed here even if `function` raises: workers that stay open can hang the exit of the program.
+            with contextlib.closing(self.batches()) as batches:
+                for batch in batches:
+                    with jax.set_mesh(self.mesh):
+                        result = function(*args, batch)
+                    yield result
 
         return _fetch(results(), ahead=2)
 
