@@ -105,8 +105,7 @@ def _refuse_other_units(section: Any, name: str) -> None:
         word = str(key).removeprefix(f"{name}_")
         if word == key or word in UNITS:
             continue
-        # Only a near miss or another unit of time: a section may well have a key `ckpt_dir` beside
-        # `ckpt_steps`.
+        # Only near misses and units of time: a section may well have a key `ckpt_dir` beside `ckpt_steps`.
         if word in _FOREIGN_UNITS or ("_" not in word and errors.nearest(word, UNITS)):
             hint = errors.nearest(key, keys(name))
             raise errors.UserError(

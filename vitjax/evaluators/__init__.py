@@ -48,9 +48,9 @@ def create(name: str, section: Any, *, context: Context, defaults: Mapping[str, 
       name: the section's name, for error messages.
       section: `type` names the evaluator (a name of `EVALUATORS` or the dotted path of a class); the keys of
         `LOOP_KEYS` are left to the loop; all others are arguments of the evaluator.
-      context: what the run provides. defaults: values from elsewhere in the config (`loss`, `batch_size`,
-      ...) for arguments that the evaluator
-        has and the section does not give.
+      context: what the run provides.
+      defaults: values from elsewhere in the config (`loss`, `batch_size`, ...) for arguments that the
+        evaluator has and the section does not give.
 
     Raises:
       UserError: an unknown type, an argument that is unknown or missing.
@@ -68,10 +68,8 @@ def create(name: str, section: Any, *, context: Context, defaults: Mapping[str, 
                 f"{where}.{key} is unknown; {section['type']} has {', '.join(valid)}.{hint}"
             )
     given = {key: value for key, value in (defaults or {}).items() if key in valid} | given
-    missing = [
-        k for k, p in valid.items() if p.default is p.empty and p.kind is p.KEYWORD_ONLY and k not in given
-    ]
-    if missing:
+    required = [key for key, parameter in valid.items() if parameter.default is parameter.empty]
+    if missing := [key for key in required if key not in given]:
         raise errors.UserError(f"{where} needs {' and '.join(missing)}.")
     return cls(context, **given)
 
@@ -84,8 +82,8 @@ def get(type_name: str, *, where: str = "config.evals") -> type:
         return getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError, ValueError) as e:
         raise errors.UserError(
-            f"{where}.type={type_name!r} is neither one of {', '.join(EVALUATORS)} nor the dotted path of a class"
-            f" ({e}).{errors.nearest(str(type_name), EVALUATORS)}"
+            f"{where}.type={type_name!r} is neither one of {', '.join(EVALUATORS)} nor the dotted path of a"
+            f" class ({e}).{errors.nearest(str(type_name), EVALUATORS)}"
         ) from e
 
 

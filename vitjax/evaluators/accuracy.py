@@ -20,12 +20,13 @@ class Accuracy:
     Counts are exact and all means are taken over the whole split, so the batch size and the number of devices
     and processes do not matter. Examples whose labels are all zero are left out.
 
-      prec@1  label value at the largest logit (for 0/1 labels: the share of right answers; several may be
-      right) prec@5  the largest label value at the five largest logits (at fewer, if there are fewer classes)
-      loss    the named loss per example, without label smoothing ece     expected calibration error (Guo et
-      al. 2017, arXiv 1706.04599) with 15 bins of equal width (l, r]:
-              sum over bins of n_bin / n |accuracy_bin - confidence_bin|. The confidence is the probability of
-              the first answer as the loss means it: by softmax or by sigmoid.
+    - prec@1: the label value at the largest logit. For 0/1 labels the share of right answers; several classes
+      may be right.
+    - prec@5: the largest label value at the five largest logits, or at all if there are fewer classes.
+    - loss: the named loss per example, without label smoothing.
+    - ece: the expected calibration error (Guo et al. 2017, arXiv 1706.04599) with 15 bins of equal width,
+      (0, 1/15] and so on: sum over bins of n_bin / n |accuracy_bin - confidence_bin|. The confidence is the
+      probability of the first answer as the loss means it: by softmax or by sigmoid.
     """
 
     def __init__(
@@ -101,10 +102,9 @@ class Accuracy:
         """Returns logits `[B, K]` and labels `[B, K]` in float32, and which rows count `[B]`."""
         mask = batch["_mask"]
         batch = self.input.on_device(batch)
-        remedy = (
-            f"The preprocessing string needs onehot(NUM_CLASSES, key='label', key_result={self.label_key!r})."
-        )
-        labels = inputs.entry(batch, self.label_key, what=f"A batch of {self.input.name}", remedy=remedy)
+        what = f"A batch of {self.input.name}"
+        remedy = f"The preprocessing string needs onehot(..., key_result={self.label_key!r})."
+        labels = inputs.entry(batch, self.label_key, what=what, remedy=remedy)
         logits, _ = self.task.predict(params, model_state, batch)
         labels = jnp.asarray(labels, jnp.float32)
         return jnp.asarray(logits, jnp.float32), labels, mask & (labels.max(axis=-1) > 0)
@@ -143,7 +143,7 @@ class Accuracy:
 
 
 def confusion_matrix(label: np.ndarray, answer: np.ndarray, num_classes: int) -> np.ndarray:
-    """Returns counts int64 `[num_classes, num_classes]` by (true class, answer); labels below 0 are left out."""
+    """Returns counts int64 `[num_classes, num_classes]` by (true class, answer), of labels from 0 on."""
     pairs = label[label >= 0].astype(np.int64) * num_classes + answer[label >= 0]
     return np.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes)
 

@@ -53,13 +53,13 @@ class FewShot:
           workers: processes that decode; 0 for threads of this one.
           use_ema: evaluate the averaged parameters.
         """
-        if not shots or any(isinstance(k, bool) or not isinstance(k, int) or k < 1 for k in shots):
+        if not shots or any(not _is_number(k) or k < 1 or k % 1 for k in shots):
             raise errors.UserError(
-                f"fewshot: shots={shots!r} must be whole numbers of at least 1, such as (1, 5)."
+                f"fewshot: shots={shots!r} must be whole numbers from 1 on, such as (1, 5)."
             )
-        if not l2_reg > 0 or num_seeds < 1:
+        if not _is_number(l2_reg) or l2_reg <= 0 or not isinstance(num_seeds, int) or num_seeds < 1:
             raise errors.UserError(
-                f"fewshot: l2_reg={l2_reg!r} must be above 0 and num_seeds={num_seeds!r} above 1."
+                f"fewshot: l2_reg={l2_reg!r} must be above 0 and num_seeds={num_seeds!r} at least 1."
             )
         self.task, self.use_ema, self.label_key = context.task, use_ema, label_key
         self.layer, self.shots, self.l2_reg, self.num_seeds = representation_layer, shots, l2_reg, num_seeds
@@ -95,13 +95,9 @@ class FewShot:
                 order = draw(y_train, num_classes, seed)
                 for k in self.shots:
                     chosen = np.concatenate([members[:k] for members in order])
+                    picked = x_train[chosen], y_train[chosen]
                     value = probe_accuracy(
-                        x_train[chosen],
-                        y_train[chosen],
-                        x_test,
-                        y_test,
-                        num_classes=num_classes,
-                        l2_reg=self.l2_reg,
+                        *picked, x_test, y_test, num_classes=num_classes, l2_reg=self.l2_reg
                     )
                     accuracies[k].append(value)
                     yield f"{name}_{k}shot-seed-{seed}", value
@@ -117,7 +113,7 @@ class _Features:
         self._step = inputs.replicated_jit(self._extract, split.mesh)
 
     def __call__(self, params: Any, model_state: Any) -> tuple[np.ndarray, np.ndarray]:
-        """Returns features float64 `[N, D]` and labels int `[N]` of all examples, in the order of the source."""
+        """Returns features float64 `[N, D]` and labels int `[N]`, in the order of the source."""
         batches = list(self.input.map(self._step, params, model_state))
         features, labels, mask, ids = (np.concatenate(column) for column in zip(*batches, strict=True))
         rows = np.flatnonzero(mask)
@@ -134,8 +130,8 @@ class _Features:
         features = inputs.entry(out, evaluator.layer, what="The model's output", remedy=remedy)
         if getattr(features, "ndim", 0) != 2 or labels.ndim != 1:
             raise errors.UserError(
-                f"fewshot: {evaluator.layer!r} must be an array [B, D] and {evaluator.label_key!r} one of shape [B];"
-                f" they have shapes {getattr(features, 'shape', None)} and {labels.shape}."
+                f"fewshot: {evaluator.layer!r} must have the shape [B, D] and {evaluator.label_key!r} [B];"
+                f" they have {getattr(features, 'shape', None)} and {labels.shape}."
             )
         return features.astype(jnp.float32), labels, mask, ids
 
@@ -175,6 +171,10 @@ def fit(x: np.ndarray, y: np.ndarray, *, num_classes: int, l2_reg: float) -> tup
     return weights, BIAS * solution[-1] - mean @ weights
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def _check_enough(labels: np.ndarray, num_classes: int, shots: int, split: inputs.EvalInput) -> None:
     """Raises where a class has fewer examples than shots: accuracies of unequal draws do not compare."""
     counts = np.bincount(labels, minlength=num_classes)
@@ -183,6 +183,6 @@ def _check_enough(labels: np.ndarray, num_classes: int, shots: int, split: input
         names = split.source.class_names
         name = f" ({names[label]})" if label < len(names) else ""
         raise errors.UserError(
-            f"fewshot: class {label}{name} has {counts[label]} examples in {split.name}, fewer than {shots} shots;"
-            " take a larger split or fewer shots."
+            f"fewshot: class {label}{name} has {counts[label]} examples in {split.name}, fewer than {shots}"
+            " shots; take a larger split or fewer shots."
         )

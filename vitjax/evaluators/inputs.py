@@ -1,8 +1,9 @@
 """What all evaluators share: batches on the mesh, outputs back on every host, the choice of parameters."""
 
 import collections
+import contextlib
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from typing import Any
 
 import jax
@@ -18,13 +19,13 @@ class EvalInput:
 
     def __init__(self, context: Context, *, data: str, split: str, pp: str, batch_size: int, workers: int):
         """Opens the split; `batch_size` is rounded up to what the devices can share evenly."""
-        # Here and below: the data stack is only loaded by who evaluates, not by who reads a schema.
-        from vitjax.data import pp as preprocessing
-        from vitjax.data import sources
-
+        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+            raise errors.UserError(
+                f"config.evals: batch_size={batch_size!r} must be a whole number from 1 on."
+            )
         self.name = f"{data}[{split}]"
-        self.source = sources.open_source(data, split=split)
-        self.preprocess = preprocessing.parse(pp)
+        self.source = _open_source(data, split=split)
+        self.preprocess = _parse(pp)
         self.mesh, self.progress, self.workers = context.mesh, context.progress, workers
         axes = context.mesh.axis_names
         self.sharding = context.batch_sharding or NamedSharding(
@@ -34,12 +35,10 @@ class EvalInput:
         multiple = math.lcm(shards, jax.process_count())
         self.batch_size = -(-batch_size // multiple) * multiple
 
-    def batches(self) -> Iterator[dict[str, jax.Array]]:
+    def batches(self) -> Generator[dict[str, jax.Array]]:
         """Yields global batches on the mesh, with `_mask` bool `[B]` and `_id` int32 `[B]`."""
-        from vitjax.data import pipeline
-
         total = -(-len(self.source) // self.batch_size)
-        batches = pipeline.eval_batches(
+        batches = _eval_batches(
             self.source,
             self.preprocess.host,
             batch_size=self.batch_size,
@@ -65,10 +64,12 @@ class EvalInput:
         """
 
         def results() -> Iterator[Any]:
-            for batch in self.batches():
-                with jax.set_mesh(self.mesh):
-                    result = function(*args, batch)
-                yield result
+            # Closed here even if `function` raises: workers that stay open can hang the exit of the program.
+            with contextlib.closing(self.batches()) as batches:
+                for batch in batches:
+                    with jax.set_mesh(self.mesh):
+                        result = function(*args, batch)
+                    yield result
 
         return _fetch(results(), ahead=2)
 
@@ -94,11 +95,32 @@ def entry(tree: Any, key: str, *, what: str, remedy: str) -> Any:
     for part in key.split("/"):
         if not hasattr(tree, "keys") or part not in tree:
             keys = [k for k in tree if not k.startswith("_")] if hasattr(tree, "keys") else []
-            raise errors.UserError(
-                f"{what} has no {key!r}, only {', '.join(sorted(keys)) or 'arrays'}.{errors.nearest(part, keys)} {remedy}"
-            )
+            listed = ", ".join(sorted(keys)) or "arrays"
+            hint = errors.nearest(part, keys)
+            raise errors.UserError(f"{what} has no {key!r}, only {listed}.{hint} {remedy}")
         tree = tree[part]
     return tree
+
+
+# The data stack is loaded by who evaluates, not by who only reads an evaluator's schema.
+
+
+def _open_source(data: str, split: str) -> Any:
+    from vitjax.data import sources
+
+    return sources.open_source(data, split=split)
+
+
+def _parse(pp: str) -> Any:
+    from vitjax.data import pp as preprocessing
+
+    return preprocessing.parse(pp)
+
+
+def _eval_batches(*args: Any, **kwargs: Any) -> Any:
+    from vitjax.data import pipeline
+
+    return pipeline.eval_batches(*args, **kwargs)
 
 
 def _fetch(results: Iterable[Any], ahead: int) -> Iterator[Any]:

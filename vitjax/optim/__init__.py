@@ -56,11 +56,11 @@ class Optimizer:
     schedules: tuple[schedules.Schedule, ...]
     groups: Any  # tree of `Group`, of the structure of the parameters
 
-    def global_schedule(self, step: Any) -> dict[str, jax.Array]:
+    def global_schedule(self, step: Any) -> dict[str, Any]:
         """The factors s(t) after `step` updates: `global_schedule`, then `global_schedule1`, ... by group."""
         return {f"global_schedule{i or ''}": schedule(step) for i, schedule in enumerate(self.schedules)}
 
-    def learning_rate(self, step: Any) -> jax.Array:
+    def learning_rate(self, step: Any) -> Any:
         """The learning rate after `step` updates, by the first schedule and without lr_mults."""
         return self.lr * self.schedules[0](step)
 

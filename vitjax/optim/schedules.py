@@ -24,7 +24,7 @@ import numpy as np
 
 from vitjax import durations, errors
 
-Schedule = Callable[[Any], jax.Array]
+Schedule = Callable[[Any], Any]  # numbers or NumPy arrays in, NumPy out; JAX arrays in, JAX arrays out
 
 
 def create(
@@ -71,21 +71,22 @@ def create(
         for name in ("timescale", "shift"):
             if (length := to_steps(name, None)) is not None and name not in own:
                 own = {k: v for k, v in own.items() if k not in durations.keys(name)} | {name: length}
-    _check_numbers(own | {"mult": mult})
+    _check_numbers({"mult": mult})
     decay = _decay(decay_type, own)
     if scale_with_batchsize:
         mult = mult * _known(batch_size, "batch_size") / 256
 
-    def schedule(t: Any) -> jax.Array:
-        t = jnp.asarray(t)
-        after_warmup = jnp.maximum(t - warmup, 0)
-        progress = jnp.minimum(after_warmup / max(total_steps - warmup, 1), 1.0)
-        factor = decay(mult=mult, t=t, progress=progress, after_warmup=after_warmup)
+    def schedule(t: Any) -> Any:
+        # On the host in NumPy: for a line in the log nothing should queue behind the steps on the device.
+        xp = jnp if isinstance(t, jax.Array) else np
+        after_warmup = xp.maximum(t - warmup, 0)
+        progress = xp.minimum(after_warmup / max(total_steps - warmup, 1), 1.0)
+        factor = decay(xp=xp, mult=mult, t=t, progress=progress, after_warmup=after_warmup)
         if warmup:
-            factor = factor * jnp.minimum(1.0, t / warmup)
+            factor = factor * xp.minimum(1.0, t / warmup)
         if cooldown:
-            factor = factor * jnp.clip((total_steps - t) / cooldown, 0.0, 1.0)
-        return jnp.asarray(factor, jnp.float32)
+            factor = factor * xp.clip((total_steps - t) / cooldown, 0.0, 1.0)
+        return xp.asarray(factor, np.float32)
 
     return schedule
 
@@ -95,7 +96,7 @@ def _constant() -> Callable[..., Any]:
 
 
 def _cosine(*, end: float = 0.0) -> Callable[..., Any]:
-    return lambda mult, progress, **_: end + (mult - end) * 0.5 * (1.0 + jnp.cos(jnp.pi * progress))
+    return lambda xp, mult, progress, **_: end + (mult - end) * 0.5 * (1.0 + xp.cos(np.pi * progress))
 
 
 def _polynomial(*, end: float = 0.0, power: float = 1.0) -> Callable[..., Any]:
@@ -105,7 +106,7 @@ def _polynomial(*, end: float = 0.0, power: float = 1.0) -> Callable[..., Any]:
 def _rsqrt(*, timescale: int = 10_000, shift: int = 0) -> Callable[..., Any]:
     if not timescale > 0:
         raise errors.UserError(f"config.schedule: timescale={timescale!r} must be more than 0.")
-    return lambda mult, after_warmup, **_: mult / jnp.sqrt(1.0 + (after_warmup + shift) / timescale)
+    return lambda xp, mult, after_warmup, **_: mult / xp.sqrt(1.0 + (after_warmup + shift) / timescale)
 
 
 def _stair(*, steps: Sequence[int] = (), mults: Sequence[float] = ()) -> Callable[..., Any]:
@@ -114,9 +115,7 @@ def _stair(*, steps: Sequence[int] = (), mults: Sequence[float] = ()) -> Callabl
             f"config.schedule: steps={tuple(steps)} must rise, and have one of mults={tuple(mults)} for each."
         )
     bounds, levels = np.asarray(steps, np.int32), np.asarray([1.0, *mults], np.float32)
-    return lambda mult, t, **_: (
-        mult * jnp.asarray(levels)[jnp.searchsorted(jnp.asarray(bounds), t, side="right")]
-    )
+    return lambda xp, mult, t, **_: mult * xp.asarray(levels)[xp.searchsorted(xp.asarray(bounds), t, "right")]
 
 
 _DECAYS = {
@@ -150,6 +149,7 @@ def _decay(name: str, options: dict[str, Any]) -> Callable[..., Any]:
             raise errors.UserError(
                 f"config.schedule: the decay {name!r} has no {key!r}; its options are {own or 'none'}.{hint}"
             )
+    _check_numbers(options)
     return _DECAYS[name](**options)
 
 

@@ -1,12 +1,15 @@
 """The gradient transformation that a config names: any of optax by its attribute path, and ours.
 
-adam, adamw                     optax.scale_by_adam (decoupled weight decay is the config's `wd`)
-sgd                             plain or momentum SGD, the `sgd` below
-adafactor                       big_vision.scale_by_adafactor
-big_vision.scale_by_adafactor   the Adafactor variant of "Scaling Vision Transformers"
-big_vision.momentum_hp          momentum with a bfloat16 accumulator
-big_vision.sgd                  the gradient itself (optax.identity)
-scale_by_lion, identity, ...    optax.<that>
+    adam, adamw                     optax.scale_by_adam (decoupled weight decay is the config's `wd`)
+    sgd                             plain or momentum SGD, the `sgd` below
+    adafactor                       big_vision.scale_by_adafactor
+    big_vision.scale_by_adafactor   the Adafactor variant of "Scaling Vision Transformers"
+    big_vision.momentum_hp          momentum with a bfloat16 accumulator
+    big_vision.sgd                  the gradient itself (optax.identity)
+    scale_by_lion, identity, ...    optax.<that>
+
+An accumulator in bfloat16 (`mu_dtype`, `dtype`, `dtype_momentum`) is multiplied by its decay in bfloat16,
+where 0.9 is 0.8984. So computes optax, and big_vision with it.
 """
 
 import inspect
