@@ -18,6 +18,7 @@ import concurrent.futures
 import contextlib
 import functools
 import json
+import logging
 import math
 import shutil
 import sys
@@ -99,12 +100,14 @@ class Checkpointer:
         return self
 
     def __exit__(self, kind, error, traceback) -> None:
-        try:
-            self.close()
-        except UserError as e:
-            if error is None:
-                raise
-            self._warn(str(e))  # the error on its way out is the one to be seen
+        if error is None:
+            return self.close()
+        # The other processes may not come here, so they are not waited for; and the error on its way out is
+        # the one to be seen.
+        self._pool.shutdown()
+        pending, self._pending = self._pending, None
+        if pending is not None and (late := pending.exception()):
+            self._warn(str(late))
 
     def steps(self) -> list[int]:
         """The committed steps on disk, ascending. Their bytes are not looked at."""
@@ -160,10 +163,8 @@ class Checkpointer:
             },
         }
         record["crc"] = _crc(record)
-        from orbax.checkpoint import v1 as ocp
-
         try:
-            response = ocp.save_checkpointables_async(
+            response = _orbax().save_checkpointables_async(
                 self.directory / str(step), {"state": _nest(leaves)}, custom_metadata=record
             )
         except Exception as e:
@@ -212,8 +213,14 @@ class Checkpointer:
     def wait(self) -> None:
         """Blocks until the last save is committed and old ones are deleted. UserError if it failed."""
         pending, self._pending = self._pending, None
-        if pending is not None:
-            pending.result()
+        if pending is None:
+            return
+        concurrent.futures.wait([pending])
+        error = pending.exception()
+        if not _everywhere(error is None):  # also keeps the others from looking while process 0 still deletes
+            raise error or UserError(
+                "Another process could not save its part of the checkpoint; see its error."
+            )
 
     def close(self) -> None:
         """Waits for the last save and ends the background thread. UserError if that save failed."""
@@ -405,6 +412,15 @@ def _as_asked(asked: Any, leaf: Any) -> Any:
 # Files.
 
 
+@functools.cache
+def _orbax() -> Any:
+    """Orbax, imported when first needed; without its stack traces in the log, since we tell of its errors."""
+    from orbax.checkpoint import v1
+
+    logging.getLogger("absl").addFilter(lambda line: not (line.exc_info and "orbax" in line.pathname))
+    return v1
+
+
 def _steps(directory: epath.Path) -> list[int]:
     if not directory.is_dir():
         return []
@@ -432,23 +448,24 @@ def _read_record(path: epath.Path) -> dict[str, Any]:
 
 def _load(path: epath.Path, saved: Leaves, wanted: Leaves) -> Leaves:
     """The wanted leaves, compared with their checksums. _DamagedError names the first bad one."""
+    leaves, error = {}, None
     try:
         leaves = _load_orbax(path, saved, wanted)
     except Exception as e:
         if isinstance(e, MemoryError) or "RESOURCE_EXHAUSTED" in str(e):
             raise  # this machine's trouble, not the file's
-        raise _DamagedError(
-            _first_unreadable(path, saved, wanted) or f"it cannot be read ({_brief(e)})"
-        ) from e
-    for (name, _), found in zip(leaves.items(), checksums(leaves.values()), strict=True):
-        if found != saved[name][2]:
+        error = e
+    if error is not None:  # outside the handler, or each leaf's error would carry this one as its context
+        raise _DamagedError(_first_unreadable(path, saved, wanted) or f"it cannot be read ({_brief(error)})")
+    for (name, leaf), found in zip(leaves.items(), checksums(leaves.values()), strict=True):
+        # Orbax hands a typed PRNG key back as plain numbers if the file that says so is gone.
+        if [*_signature(leaf), found] != saved[name]:
             raise _DamagedError(f"leaf {name} does not match its checksum")
     return leaves
 
 
 def _load_orbax(path: epath.Path, saved: Leaves, wanted: Leaves) -> Leaves:
-    from orbax.checkpoint import v1 as ocp
-
+    ocp = _orbax()
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     abstract: Leaves = dict.fromkeys(saved, ocp.PLACEHOLDER)
     for name, x in wanted.items():
@@ -493,8 +510,11 @@ def _everywhere(ok: bool) -> bool:
 # Words for errors.
 
 
-def _brief(error: Exception) -> str:
-    return " ".join(str(error).split())[:250].rstrip(". ") or type(error).__name__
+def _brief(error: BaseException) -> str:
+    while cause := error.__cause__ or error.__context__:
+        error = cause  # Orbax wraps what happened in what it was doing
+    text = " ".join(str(error).split()).split(" [tensorstore_spec")[0]
+    return f"...{text[-250:]}" if len(text) > 250 else text or type(error).__name__
 
 
 def _some(names: list[str], separator: str = ", ", most: int = 6) -> str:
