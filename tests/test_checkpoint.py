@@ -14,7 +14,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from vitjax import checkpoint
+from vitjax import checkpoint, checkpoint_files
 from vitjax.checkpoint import Checkpointer
 from vitjax.checksum import checksums
 from vitjax.errors import UserError
@@ -115,6 +115,20 @@ def test_everything_comes_back_bit_for_bit(opened):
     record = json.loads((c.directory / "3/_CHECKPOINT_METADATA").read_text())["custom_metadata"]
     assert record["metrics"] == {"val/prec@1": 0.5} and record["meta"] == {"note": [1, None]}
     assert record["leaves"]["opt_state/0/count"] == ["int32", [], checksums([np.int32(3)])[0]]
+
+
+def test_a_relative_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with Checkpointer("runs/a", fingerprint={}) as c:
+        c.save(1, {"params": {"x": jnp.ones(2)}})
+    assert checkpoint.load_params("runs/a")["x"].tolist() == [1, 1]
+
+
+def test_a_mistake_of_ours_is_not_told_as_one_of_the_disk(opened):
+    with pytest.raises(TypeError):
+        opened().save(1, {"x": jnp.ones(2)}, meta={"not json": object()})
+    with pytest.raises(TypeError):
+        opened().save(1, {"x": "text"})
 
 
 def test_python_numbers_fit_scalar_arrays(opened):
@@ -244,9 +258,9 @@ def overwrite_leaf(directory, name, value):
     from orbax.checkpoint import v1 as ocp
 
     leaves = {n: np.zeros(shape, jnp.dtype(dtype)) for n, (dtype, shape, _) in saved.items()}
-    leaves = checkpoint._load_orbax(directory, saved, leaves)
+    leaves = checkpoint_files._load_orbax(directory, saved, leaves)
     leaves[name] = value(leaves[name])
-    ocp.save_checkpointables(directory, {"state": checkpoint._nest(leaves)}, overwrite=True)
+    ocp.save_checkpointables(directory, {"state": checkpoint_files.nest(leaves)}, overwrite=True)
     file.write_bytes(record)
 
 
@@ -282,13 +296,13 @@ def test_the_first_leaf_that_cannot_be_read_is_named(opened, warnings):
     c.wait()
     for file in (c.directory / "2/state/ocdbt.process_0/d").iterdir():
         truncate(file)
-    saved = checkpoint._read_record(c.directory / "2")["leaves"]
+    saved = checkpoint_files.read_record(c.directory / "2")["leaves"]
     assert c.restore(state)[0] == 1
     assert "cannot be read (" in warnings[0] and len(warnings[0]) < 800
     named = warnings[0].split("leaf ")[1].split()[0]
     assert named not in ("leaf0", "leaf5")  # a half of the file is still there, if in no certain order
     for name in sorted(state)[: sorted(state).index(named)]:
-        checkpoint._load(c.directory / "damaged-2", saved, {name: state[name]})
+        checkpoint_files.read(c.directory / "damaged-2", saved, {name: state[name]})
 
 
 def test_none_whole(two_saved, tmp_path, warnings):
@@ -349,7 +363,7 @@ def test_another_tree_is_refused_by_leaf(two_saved):
 
 
 def test_a_checkpoint_of_the_future(two_saved, tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoint, "FORMAT", 0)
+    monkeypatch.setattr(checkpoint_files, "FORMAT", 0)
     with pytest.raises(UserError, match="newer vitjax"):
         Checkpointer(two_saved, fingerprint=FINGERPRINT)
 
