@@ -1,29 +1,23 @@
 """Checkpoints: the whole train state on disk, checked leaf by leaf when it comes back.
 
-Orbax writes the arrays (asynchronously, sharded, atomically). This file adds what it leaves open: a
-checksum per leaf, the fall back to an older checkpoint when one is damaged, which ones are kept, whose run
-they are, and errors a user can act on. Orbax is imported when first needed: it costs a second or two.
+Here is what happens to the checkpoints of a run: which are kept, whose they are, which one is gone back to
+when one is damaged, and errors a user can act on. A single checkpoint is the matter of `checkpoint_files`.
 
 On disk, below the checkpointer's directory:
 
-    <step>/                      one whole checkpoint; Orbax renames it into place when all is written
-    <step>/state/                the arrays, as a nested dict of plain names
-    <step>/_CHECKPOINT_METADATA  JSON; `custom_metadata` is our record: format, step, fingerprint, metrics,
-                                 meta, leaves (name: [dtype, shape, checksum]), and a crc of all these
-    damaged-<step>/              moved aside by `restore`, never deleted
+    <step>/             one whole checkpoint, renamed into place when all of it is written
+    damaged-<step>/     moved aside by `restore`, never deleted
     *.orbax-checkpoint-tmp, deleting-*    half-written, half-deleted; swept at the next start
 """
 
 import concurrent.futures
 import contextlib
-import functools
 import json
 import math
 import shutil
 import sys
 import tempfile
-import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -31,15 +25,8 @@ import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
 
-from vitjax.checksum import checksums
+from vitjax import checkpoint_files as files
 from vitjax.errors import UserError
-
-FORMAT = 1
-Leaves = dict[str, Any]  # "params/head/kernel" -> array or ShapeDtypeStruct, in tree order
-
-
-class _DamagedError(Exception):
-    """What is wrong with one checkpoint; names the first damaged leaf."""
 
 
 class Checkpointer:
@@ -80,7 +67,7 @@ class Checkpointer:
     ):
         if keep_last < 1:
             raise UserError(f"keep_last={keep_last}: the newest checkpoint must be kept, so 1 or more.")
-        self.directory = epath.Path(directory)
+        self.directory = files.absolute(directory)
         self._fingerprint = json.loads(json.dumps(fingerprint))  # as it is read back: tuples become lists
         self._keep_last, self._keep_best, self._keep_every = keep_last, keep_best, keep_every
         mode, _, name = (best_metric or "").partition(":")
@@ -91,20 +78,23 @@ class Checkpointer:
         self._pending: concurrent.futures.Future[None] | None = None
         self._pool = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
         if jax.process_index() == 0:
-            self._prepare_directory()
-        _sync("checkpoint directory is ready")
+            self._check_writable()
         self._check_fingerprint(allow_mismatch)
+        self._sweep()
+        _sync("checkpoint directory is ready")
 
     def __enter__(self) -> "Checkpointer":
         return self
 
     def __exit__(self, kind, error, traceback) -> None:
-        try:
-            self.close()
-        except UserError as e:
-            if error is None:
-                raise
-            self._warn(str(e))  # the error on its way out is the one to be seen
+        if error is None:
+            return self.close()
+        # The other processes may not come here, so they are not waited for; and the error on its way out is
+        # the one to be seen.
+        self._pool.shutdown()
+        pending, self._pending = self._pending, None
+        if pending is not None and (late := pending.exception()):
+            self._warn(str(late))
 
     def steps(self) -> list[int]:
         """The committed steps on disk, ascending. Their bytes are not looked at."""
@@ -147,26 +137,16 @@ class Checkpointer:
                 f"{self.directory} holds a checkpoint of step {newest}, which this run, about to save step"
                 f" {step}, has not restored. Restore it first, or give another --workdir."
             )
-        leaves = _named_leaves(state)
-        record = {
-            "format": FORMAT,
-            "step": int(step),
-            "fingerprint": self._fingerprint,
-            "metrics": {k: float(v) for k, v in (metrics or {}).items()},
-            "meta": dict(meta or {}),
-            "leaves": {
-                name: [*_signature(x), total]
-                for (name, x), total in zip(leaves.items(), checksums(leaves.values()), strict=True)
-            },
-        }
-        record["crc"] = _crc(record)
-        from orbax.checkpoint import v1 as ocp
-
         try:
-            response = ocp.save_checkpointables_async(
-                self.directory / str(step), {"state": _nest(leaves)}, custom_metadata=record
+            response = files.write(
+                self.directory / str(step),
+                state,
+                step=int(step),
+                fingerprint=self._fingerprint,
+                metrics={name: float(value) for name, value in (metrics or {}).items()},
+                meta=dict(meta or {}),
             )
-        except Exception as e:
+        except OSError as e:
             raise self._failure(step, e) from e
         self._known = step
         self._pending = self._pool.submit(self._finish, step, response)
@@ -185,21 +165,22 @@ class Checkpointer:
           UserError: the checkpoint holds another tree, or no checkpoint is whole.
         """
         self.wait()
-        wanted = _named_leaves(abstract_state)
+        wanted = files.named_leaves(abstract_state)
         damaged: dict[int, str] = {}
         for step in reversed(self.steps()):
             path, leaves, complaint = self.directory / str(step), {}, ""
             try:
-                record = _read_record(path)
-                self._check_tree(path, record["leaves"], wanted)
-                leaves = _load(path, record["leaves"], wanted)
-            except _DamagedError as e:
+                record = files.read_record(path)
+                if told := files.difference(record["leaves"], wanted):
+                    raise UserError(f"{path} holds another state than this run's: {told}. {self._remedy}")
+                leaves = files.read(path, record["leaves"], wanted)
+            except files.DamagedError as e:
                 complaint = str(e)
             if _everywhere(not complaint):
                 self._set_aside(damaged, step)
                 self._known = step
                 asked, structure = jax.tree.flatten(abstract_state)
-                return step, structure.unflatten(map(_as_asked, asked, leaves.values()))
+                return step, structure.unflatten(map(files.as_asked, asked, leaves.values()))
             damaged[step] = complaint or "another process cannot read it"
         if not damaged:
             return None
@@ -212,8 +193,14 @@ class Checkpointer:
     def wait(self) -> None:
         """Blocks until the last save is committed and old ones are deleted. UserError if it failed."""
         pending, self._pending = self._pending, None
-        if pending is not None:
-            pending.result()
+        if pending is None:
+            return
+        concurrent.futures.wait([pending])
+        error = pending.exception()
+        if not _everywhere(error is None):  # also keeps the others from looking while process 0 still deletes
+            raise error or UserError(
+                "Another process could not save its part of the checkpoint; see its error."
+            )
 
     def close(self) -> None:
         """Waits for the last save and ends the background thread. UserError if that save failed."""
@@ -238,14 +225,12 @@ class Checkpointer:
         """Tells of a save that failed, after clearing away what it left."""
         newest = self.latest_step()
         self._known = -1 if newest is None else newest
-        if jax.process_index() == 0:
-            with contextlib.suppress(OSError):  # the disk may be gone altogether
-                _sweep(self.directory)
+        self._sweep()
         good = "nothing was saved before" if newest is None else f"step {newest} is the last good one"
         return UserError(
-            f"Cannot save the checkpoint of step {step} to {self.directory / str(step)}: {_brief(error)}."
-            f" {_free_space(self.directory)} are free there; {good}. Make room or mend the disk, then start"
-            " the same command again: it goes on from the last good one."
+            f"Cannot save the checkpoint of step {step} to {self.directory / str(step)}:"
+            f" {files.brief(error)}. {_free_space(self.directory)} are free there; {good}. Make room or mend"
+            " the disk, then start the same command again: it goes on from the last good one."
         )
 
     def _prune(self) -> None:
@@ -254,8 +239,8 @@ class Checkpointer:
         ranked = []
         for step in steps:
             try:
-                metrics = _read_record(self.directory / str(step))["metrics"]
-            except (_DamagedError, UserError):
+                metrics = files.read_record(self.directory / str(step))["metrics"]
+            except (files.DamagedError, UserError):
                 keep.add(step)  # nothing that is not understood is deleted
                 continue
             value = metrics.get(self._best_metric, math.nan)
@@ -267,7 +252,14 @@ class Checkpointer:
         for step in set(steps) - keep:
             _delete(self.directory / str(step))
 
-    def _prepare_directory(self) -> None:
+    def _sweep(self) -> None:
+        if jax.process_index() == 0:
+            with contextlib.suppress(OSError):  # a leftover does no harm
+                for path in self.directory.iterdir():
+                    if ".orbax-checkpoint-tmp" in path.name or path.name.startswith("deleting-"):
+                        path.rmtree(missing_ok=True)
+
+    def _check_writable(self) -> None:
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
             if "://" not in str(self.directory):
@@ -277,13 +269,12 @@ class Checkpointer:
                 f"Cannot write checkpoints to {self.directory}: {e.strerror or e}. Give a --workdir that you"
                 " may write to."
             ) from e
-        _sweep(self.directory)
 
     def _check_fingerprint(self, allow_mismatch: bool) -> None:
         for step in reversed(self.steps()):
             try:
-                there = _flat(_read_record(self.directory / str(step))["fingerprint"])
-            except _DamagedError:
+                there = _flat(files.read_record(self.directory / str(step))["fingerprint"])
+            except files.DamagedError:
                 continue
             here = _flat(self._fingerprint)
             told = [
@@ -292,31 +283,17 @@ class Checkpointer:
                 if here.get(key) != there.get(key)
             ]
             if told:
-                text = f"{self.directory} holds checkpoints of another config: {_some(told, '; ')}."
+                text = f"{self.directory} holds checkpoints of another config: {files.some(told, '; ')}."
                 if not allow_mismatch:
                     raise UserError(f"{text} {self._remedy}")
                 self._warn(f"{text} Going on with them all the same, as told.")
             return
 
-    def _check_tree(self, path: epath.Path, saved: Leaves, wanted: Leaves) -> None:
-        both = [name for name in wanted if name in saved and not _fits(saved[name], wanted[name])]
-        told = {
-            "missing there": [name for name in wanted if name not in saved],
-            "only there": [name for name in saved if name not in wanted],
-            "different": [
-                f"{n} ({_show(*saved[n][:2])} there, {_show(*_signature(wanted[n]))} now)" for n in both
-            ],
-        }
-        if any(told.values()):
-            text = "; ".join(f"{what}: {_some(names)}" for what, names in told.items() if names)
-            raise UserError(
-                f"The checkpoint {path} holds another state than this run's. {text}. {self._remedy}"
-            )
-
     def _set_aside(self, damaged: Mapping[int, str], used: int) -> None:
         for step, complaint in damaged.items():
-            names = [f"damaged-{step}", *(f"damaged-{step}-{n}" for n in range(2, 100))]
-            target = next(p for name in names if not (p := self.directory / name).exists())
+            target, n = self.directory / f"damaged-{step}", 1
+            while target.exists():
+                target, n = self.directory / f"damaged-{step}-{n + 1}", n + 1
             if jax.process_index() == 0:
                 (self.directory / str(step)).rename(target)
             self._warn(
@@ -339,15 +316,15 @@ def load_params(path: epath.PathLike, key: str = "params") -> dict[str, Any]:
     Raises:
       UserError: there is no checkpoint, or it has no such subtree, or a leaf of it is damaged.
     """
-    path = epath.Path(path)
-    if not path.name.isdecimal() and (steps := _steps(path)):
+    path = files.absolute(path)
+    if steps := _steps(path):
         path = path / str(steps[-1])
-    if not path.is_dir() or not path.name.isdecimal():
+    if not files.is_checkpoint(path):
         raise UserError(
             f"There is no checkpoint at {path}. Give the folder of a run's checkpoints, or one in it."
         )
     try:
-        saved = _read_record(path)["leaves"]
+        saved = files.read_record(path)["leaves"]
         wanted = {
             name: np.zeros(shape, jax.numpy.dtype(dtype))
             for name, (dtype, shape, _) in saved.items()
@@ -356,124 +333,15 @@ def load_params(path: epath.PathLike, key: str = "params") -> dict[str, Any]:
         if not wanted:
             have = ", ".join(sorted({name.split("/")[0] for name in saved}))
             raise UserError(f"The checkpoint {path} has no {key!r} in it, but {have}.")
-        return _nest(_load(path, saved, wanted))[key]
-    except _DamagedError as e:
+        return files.nest(files.read(path, saved, wanted))[key]
+    except files.DamagedError as e:
         raise UserError(f"The checkpoint {path} is damaged: {e}. Take another one of that run.") from e
-
-
-# Leaves.
-
-
-def _named_leaves(tree: Any) -> Leaves:
-    """None is no leaf; Python numbers become numpy arrays of 64 bits."""
-    named = {}
-    for path, leaf in jax.tree.flatten_with_path(tree)[0]:
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
-        named[name] = leaf if isinstance(leaf, jax.Array | jax.ShapeDtypeStruct) else np.asarray(leaf)
-    return named
-
-
-def _nest(leaves: Leaves) -> dict[str, Any]:
-    """Plain nested dicts, so that nothing on disk depends on the classes of optax or our own."""
-    tree: dict[str, Any] = {}
-    for name, leaf in leaves.items():
-        *parents, last = name.split("/")
-        functools.reduce(lambda node, key: node.setdefault(key, {}), parents, tree)[last] = leaf
-    return tree
-
-
-def _signature(leaf: Any) -> tuple[str, list[int]]:
-    return str(leaf.dtype), list(leaf.shape)
-
-
-def _fits(saved: list[Any], leaf: Any) -> bool:
-    """Equal type and shape; what was a Python number also fits a scalar of its kind."""
-    dtype, shape = _signature(leaf)
-    number = shape == [] and saved[0] in ("int64", "float64") and saved[0][0] == dtype[0]
-    return saved[1] == shape and (saved[0] == dtype or number)
-
-
-def _as_asked(asked: Any, leaf: Any) -> Any:
-    """A leaf as it was read -> jax array, numpy array or Python number."""
-    if isinstance(asked, bool | int | float):
-        return leaf.item()
-    if isinstance(asked, jax.ShapeDtypeStruct) and not isinstance(leaf, jax.Array):
-        return jax.device_put(leaf.astype(asked.dtype), asked.sharding)
-    return leaf
-
-
-# Files.
 
 
 def _steps(directory: epath.Path) -> list[int]:
     if not directory.is_dir():
         return []
     return sorted(int(path.name) for path in directory.iterdir() if path.name.isdecimal())
-
-
-def _crc(record: Mapping[str, Any]) -> int:
-    return zlib.crc32(json.dumps(record, sort_keys=True).encode())
-
-
-def _read_record(path: epath.Path) -> dict[str, Any]:
-    """Our part of a checkpoint's metadata. _DamagedError, or UserError for a format of the future."""
-    file = path / "_CHECKPOINT_METADATA"
-    try:
-        record = json.loads(file.read_text())["custom_metadata"]
-        whole = record.pop("crc") == _crc(record)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
-        raise _DamagedError(f"its {file.name} cannot be read ({_brief(e)})") from e
-    if not whole:
-        raise _DamagedError(f"its {file.name} does not match its own checksum")
-    if record["format"] > FORMAT:
-        raise UserError(f"{path} is of a newer vitjax (checkpoint format {record['format']}). Update vitjax.")
-    return record
-
-
-def _load(path: epath.Path, saved: Leaves, wanted: Leaves) -> Leaves:
-    """The wanted leaves, compared with their checksums. _DamagedError names the first bad one."""
-    try:
-        leaves = _load_orbax(path, saved, wanted)
-    except Exception as e:
-        if isinstance(e, MemoryError) or "RESOURCE_EXHAUSTED" in str(e):
-            raise  # this machine's trouble, not the file's
-        raise _DamagedError(
-            _first_unreadable(path, saved, wanted) or f"it cannot be read ({_brief(e)})"
-        ) from e
-    for (name, _), found in zip(leaves.items(), checksums(leaves.values()), strict=True):
-        if found != saved[name][2]:
-            raise _DamagedError(f"leaf {name} does not match its checksum")
-    return leaves
-
-
-def _load_orbax(path: epath.Path, saved: Leaves, wanted: Leaves) -> Leaves:
-    from orbax.checkpoint import v1 as ocp
-
-    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    abstract: Leaves = dict.fromkeys(saved, ocp.PLACEHOLDER)
-    for name, x in wanted.items():
-        if str(x.dtype) != saved[name][0]:
-            x = np.zeros((), saved[name][0])  # was a Python number; `_as_asked` makes it what is wanted
-        elif isinstance(x, jax.Array | jax.ShapeDtypeStruct):
-            x = jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding or device)
-        abstract[name] = x
-    tree = ocp.load_checkpointables(path, {"state": _nest(abstract)})["state"]
-    return {name: functools.reduce(lambda node, key: node[key], name.split("/"), tree) for name in wanted}
-
-
-def _first_unreadable(path: epath.Path, saved: Leaves, wanted: Leaves) -> str:
-    for name, x in wanted.items():
-        try:
-            _load_orbax(path, saved, {name: x})
-        except Exception as e:
-            return f"leaf {name} cannot be read ({_brief(e)})"
-    return ""
-
-
-def _sweep(directory: epath.Path) -> None:
-    for path in directory.iterdir():
-        if ".orbax-checkpoint-tmp" in path.name or path.name.startswith("deleting-"):
-            path.rmtree(missing_ok=True)
 
 
 def _delete(path: epath.Path) -> None:
@@ -488,21 +356,6 @@ def _sync(name: str) -> None:
 
 def _everywhere(ok: bool) -> bool:
     return ok if jax.process_count() == 1 else bool(multihost_utils.process_allgather(np.asarray(ok)).all())
-
-
-# Words for errors.
-
-
-def _brief(error: Exception) -> str:
-    return " ".join(str(error).split())[:250].rstrip(". ") or type(error).__name__
-
-
-def _some(names: list[str], separator: str = ", ", most: int = 6) -> str:
-    return separator.join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
-
-
-def _show(dtype: str, shape: Iterable[int]) -> str:
-    return f"{dtype}[{','.join(map(str, shape))}]"
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

@@ -1,21 +1,21 @@
 """One number per array that shows when an array has changed; the same for any sharding and on any host."""
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-_MULTIPLIER = np.uint32(2654435761)  # Knuth's multiplicative hash: the weights of neighbours look unrelated
+_Words = TypeVar("_Words", jax.Array, np.ndarray)  # uint32
 
 
 def checksums(leaves: Iterable[Any]) -> list[int]:
     """uint32 checksum of each jax or numpy array, as Python ints; on the host when this returns.
 
-    It is the sum of the array's 32-bit words (16- and 8-bit elements count as words of their own), each
-    times an odd weight of its position, modulo 2^32. Whole numbers add up the same in any order, so sharding
-    does not matter; odd weights are invertible, so a change of a single word always shows.
+    It is the sum, modulo 2^32, of a hash of each 32-bit word and its position (16- and 8-bit elements count
+    as words of their own). Whole numbers add up the same in any order, so sharding does not matter; the hash
+    is invertible, so a change of a single word always shows.
     """
     sums = [_on_device(x) if isinstance(x, jax.Array) else _on_host(x) for x in leaves]
     return [int(x) for x in jax.device_get(sums)]  # all are under way before the first is waited for
@@ -30,14 +30,21 @@ def _on_device(x: jax.Array) -> jax.Array:
     words = jax.lax.bitcast_convert_type(x, width).astype(
         jnp.uint32
     )  # of 8 bytes: two words, a new last axis
-    position = jnp.zeros((), jnp.uint32)
+    position = jnp.zeros(words.shape, jnp.uint32)
     for axis, size in enumerate(words.shape):  # no ravel: a reshape would gather a sharded array
         position = position * np.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis)
-    return jnp.sum(words * (position * _MULTIPLIER | 1), dtype=jnp.uint32)
+    return jnp.sum(_hash(words, position), dtype=jnp.uint32)
 
 
 def _on_host(x: np.ndarray) -> np.uint32:
     width = {1: np.uint8, 2: np.uint16}.get(x.dtype.itemsize, np.uint32)
     words = np.ascontiguousarray(x).reshape(-1).view(width).astype(np.uint32)
-    weights = np.arange(words.size, dtype=np.uint32) * _MULTIPLIER | np.uint32(1)
-    return np.sum(words * weights, dtype=np.uint32)
+    return np.sum(_hash(words, np.arange(words.size, dtype=np.uint32)), dtype=np.uint32)
+
+
+def _hash(words: _Words, position: _Words) -> _Words:
+    """Mixes word and position by the finalizer of MurmurHash3 (public domain)."""
+    h = words ^ (position * np.uint32(2654435761))
+    h = (h ^ (h >> np.uint32(16))) * np.uint32(0x85EBCA6B)
+    h = (h ^ (h >> np.uint32(13))) * np.uint32(0xC2B2AE35)
+    return h ^ (h >> np.uint32(16))
