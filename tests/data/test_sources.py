@@ -136,6 +136,12 @@ def test_digits_have_the_promised_types():
     assert example["label"].dtype == np.int32
 
 
+def test_arrays_cannot_be_changed_by_accident():
+    image = open_source("digits")[0]["image"]
+    with pytest.raises(ValueError, match="read-only"):
+        image += 1
+
+
 def test_arrays_stay_out_of_the_pickle():
     source = open_source("digits", "train[5:]")
     data = pickle.dumps(source)
@@ -238,6 +244,7 @@ def test_npz_class_names(tmp_path):
         ({"images": np.zeros((2, 8, 8, 3), np.float32), "labels": np.arange(2)}, "must be uint8"),
         ({"images": np.zeros((2, 8, 8, 3), np.uint8), "labels": np.arange(3)}, "2 images but 3 labels"),
         ({"images": np.zeros((2, 8, 8, 3), np.uint8), "labels": np.ones(2)}, "must be integers"),
+        ({"images": np.zeros((1, 8, 8), np.uint8), "labels": np.array([10**9])}, "largest label"),
         ({"pictures": np.zeros((2, 8, 8, 3), np.uint8)}, "'pictures'"),
     ],
 )
@@ -311,6 +318,19 @@ def test_damaged_idx(mnist):
         open_source(f"arrays:{mnist}")
     labels.unlink()
     with pytest.raises(UserError, match="no labels"):
+        open_source(f"arrays:{mnist}")
+
+
+def test_two_idx_sets_in_a_folder(mnist):
+    for path in list(mnist.iterdir()):
+        if path.name.startswith(
+            "train-images"
+        ):  # the same file unpacked beside the packed one is no second set
+            path.with_suffix("").write_bytes(gzip.decompress(path.read_bytes()))
+    assert len(open_source(f"arrays:{mnist}")) == 7
+    for path in list(mnist.iterdir()):
+        (mnist / f"emnist-letters-{path.name}").write_bytes(path.read_bytes())
+    with pytest.raises(UserError, match="two data sets"):
         open_source(f"arrays:{mnist}")
 
 

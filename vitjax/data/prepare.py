@@ -252,8 +252,13 @@ def _imagenet_val(path: str, devkit: Devkit) -> Iterator[Example]:
                         f"{path} holds {member.name!r}, which is no validation image of ILSVRC 2012."
                     )
                 continue
+            number = int(match[2])
+            if not 1 <= number <= len(devkit.val_labels):
+                raise UserError(
+                    f"{path} holds {member.name!r}; the devkit has {len(devkit.val_labels)} labels."
+                )
             count += 1
-            label = devkit.val_labels[int(match[2]) - 1]
+            label = devkit.val_labels[number - 1]
             yield _plain_jpeg(Example(match[1], _read(tar, member), label, f"{path}:{match[1]}"))
     if count != len(devkit.val_labels):
         raise UserError(f"{path} is not whole: it has {count} images of {len(devkit.val_labels)}.")

@@ -81,6 +81,7 @@ def _checked(name: str, images: np.ndarray, labels: np.ndarray) -> Arrays:
         )
     if len(images) != len(labels):
         raise UserError(f"{name}: {len(images)} images but {len(labels)} labels.")
+    images.setflags(write=False)  # examples are views; an op that works in place would change the data set
     return images, labels
 
 
@@ -134,6 +135,8 @@ def open_npz(file: pathlib.Path, class_names: tuple[str, ...] | None = None) -> 
 def _numbered(name: str, label_arrays: list[np.ndarray]) -> tuple[str, ...]:
     """Class names for a data set that has none: "0", "1", ... up to the largest label of any split."""
     largest = max(_integers(name, labels).max(initial=-1) for labels in label_arrays)
+    if largest >= 1_000_000:
+        raise UserError(f"{name}: the largest label is {largest}. Labels must be class numbers from 0 on.")
     return tuple(str(number) for number in range(largest + 1))
 
 
@@ -169,9 +172,14 @@ def _open_idx(folder: pathlib.Path) -> Splits:
         match = _IDX_IMAGES.fullmatch(images.name)
         if match is None:
             continue
-        prefix = match[1].rstrip("-_. ")
-        split = _IDX_SPLITS.get(prefix, re.split(r"[-_.]", prefix)[-1] or "train")
-        pairs.setdefault(split, (images, _idx_labels(folder, match[1])))
+        last = re.split(r"[-_.]", match[1].rstrip("-_."))[-1]  # "emnist-letters-train-" is a train split
+        split = _IDX_SPLITS.get(last, last or "train")
+        labels = _idx_labels(folder, match[1])
+        if pairs.setdefault(split, (images, labels))[1] != labels:
+            raise UserError(
+                f"{folder} has two data sets: {pairs[split][0].name} and {images.name} are both {split!r}. "
+                "Keep one in the folder."
+            )
     if not pairs:
         raise UserError(
             f"data='arrays:{folder}': no IDX files ('train-images-idx3-ubyte' and so on, "
