@@ -41,10 +41,8 @@ def _position(bound: str, num_examples: int, default: int, text: str) -> int:
     match = _BOUND.fullmatch(bound)
     if match is None:  # parse() let it through, so it is empty
         return default
-    if match["percent"]:
-        index = round(float(match["percent"]) * num_examples / 100.0)
-    else:
-        index = int(match["value"])
+    percent = match["percent"]
+    index = round(float(percent) * num_examples / 100.0) if percent else int(match["value"])
     if abs(index) > num_examples:
         raise UserError(f"split {text!r} asks for example {bound} of a split that has {num_examples}.")
     return num_examples + index if index < 0 else index

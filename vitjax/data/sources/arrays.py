@@ -72,15 +72,16 @@ def _checked(name: str, images: np.ndarray, labels: np.ndarray) -> Arrays:
     labels = _integers(name, labels)
     if images.dtype != np.uint8 or images.ndim not in (3, 4):
         raise UserError(
-            f"{name}: images must be uint8 [N, H, W] or [N, H, W, C], not {images.dtype} {list(images.shape)}."
+            f"{name}: images must be uint8 [N, H, W] or [N, H, W, C], not {images.dtype} {[*images.shape]}."
         )
     if images.ndim == 4 and images.shape[3] not in (1, 3):
         raise UserError(
-            f"{name}: images of shape {list(images.shape)} have {images.shape[3]} channels in the last place, "
-            "where 1 or 3 belong. Channels-first images must be transposed to [N, H, W, C]."
+            f"{name}: images of shape {list(images.shape)} have {images.shape[3]} channels in the last "
+            "place, where 1 or 3 belong. Channels-first images must be transposed to [N, H, W, C]."
         )
     if len(images) != len(labels):
         raise UserError(f"{name}: {len(images)} images but {len(labels)} labels.")
+    images.setflags(write=False)  # examples are views; an op that works in place would change the data set
     return images, labels
 
 
@@ -88,10 +89,10 @@ def _checked(name: str, images: np.ndarray, labels: np.ndarray) -> Arrays:
 def open_arrays(path: str) -> Splits:
     """Opens a `.npz` file or a folder of IDX files.
 
-    A `.npz` file holds, for each split `train`, `val`, `validation`, `test`, either `x_{split}` and `y_{split}` or
-    `{split}_images` and `{split}_labels`; or, without splits, `images` and `labels` (`image` and `label`,
-    `x` and `y`), which is then `train`. `class_names` (strings) is optional; without it the classes are
-    counted over all splits. Pickled arrays are refused, since unpickling runs code.
+    A `.npz` file holds, for each split `train`, `val`, `validation`, `test`, either `x_{split}` and
+    `y_{split}` or `{split}_images` and `{split}_labels`; or, without splits, `images` and `labels` (`image`
+    and `label`, `x` and `y`), which is then `train`. `class_names` (strings) is optional; without it the
+    classes are counted over all splits. Pickled arrays are refused, since unpickling runs code.
 
     An IDX folder holds `train-images-idx3-ubyte`, `train-labels-idx1-ubyte` and the same with `t10k-`
     (the split `test`), gzipped or not: MNIST, Fashion-MNIST, KMNIST, EMNIST as they are published.
@@ -134,6 +135,8 @@ def open_npz(file: pathlib.Path, class_names: tuple[str, ...] | None = None) -> 
 def _numbered(name: str, label_arrays: list[np.ndarray]) -> tuple[str, ...]:
     """Class names for a data set that has none: "0", "1", ... up to the largest label of any split."""
     largest = max(_integers(name, labels).max(initial=-1) for labels in label_arrays)
+    if largest >= 1_000_000:
+        raise UserError(f"{name}: the largest label is {largest}. Labels must be class numbers from 0 on.")
     return tuple(str(number) for number in range(largest + 1))
 
 
@@ -169,13 +172,18 @@ def _open_idx(folder: pathlib.Path) -> Splits:
         match = _IDX_IMAGES.fullmatch(images.name)
         if match is None:
             continue
-        prefix = match[1].rstrip("-_. ")
-        split = _IDX_SPLITS.get(prefix, re.split(r"[-_.]", prefix)[-1] or "train")
-        pairs.setdefault(split, (images, _idx_labels(folder, match[1])))
+        last = re.split(r"[-_.]", match[1].rstrip("-_."))[-1]  # "emnist-letters-train-" is a train split
+        split = _IDX_SPLITS.get(last, last or "train")
+        labels = _idx_labels(folder, match[1])
+        if pairs.setdefault(split, (images, labels))[1] != labels:
+            raise UserError(
+                f"{folder} has two data sets: {pairs[split][0].name} and {images.name} are both {split!r}. "
+                "Keep one in the folder."
+            )
     if not pairs:
         raise UserError(
-            f"data='arrays:{folder}': the folder holds no IDX files ('train-images-idx3-ubyte' and so on, .gz or not). "
-            "For a folder of pictures write folder:PATH, for arrays give the path of a .npz file."
+            f"data='arrays:{folder}': no IDX files ('train-images-idx3-ubyte' and so on, "
+            ".gz or not). For pictures in class folders write folder:PATH; for arrays name a .npz file."
         )
     class_names = _numbered(f"arrays:{folder}", [read_idx(labels, "labels") for _, labels in pairs.values()])
     return {
@@ -201,8 +209,8 @@ def _read_idx_pair(images: pathlib.Path, labels: pathlib.Path) -> Arrays:
 def read_idx(file: pathlib.Path, content: str) -> np.ndarray:
     """Reads one IDX file of bytes: `uint8 [N, H, W]` for `images`, `uint8 [N]` for `labels`.
 
-    The format (http://yann.lecun.com/exdb/mnist): a big-endian int32 magic number whose last byte is the number
-    of dimensions, one int32 for each dimension, then the data.
+    The format (http://yann.lecun.com/exdb/mnist): a big-endian int32 magic number whose last byte is the
+    number of dimensions, one int32 for each dimension, then the data.
     """
     try:
         data = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
@@ -218,7 +226,7 @@ def read_idx(file: pathlib.Path, content: str) -> np.ndarray:
     expected = head + int(np.prod(shape, dtype=np.int64))
     if len(data) != expected:
         raise UserError(
-            f"{file} is damaged or truncated: it has {len(data)} bytes, and its header {shape} asks for {expected}. "
-            "Fetch it again."
+            f"{file} is damaged or truncated: it has {len(data)} bytes, and its header {shape} asks for "
+            f"{expected}. Fetch it again."
         )
     return np.frombuffer(data, np.uint8, offset=head).reshape(shape)

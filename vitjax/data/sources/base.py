@@ -84,11 +84,26 @@ def register(kind: str, usage: str) -> Callable[[Opener], Opener]:
     return add
 
 
+def splits_of(data: str) -> Splits:
+    """For each split that `data` has, a function that opens it; raises UserError as `open_source` does."""
+    kind, _, argument = data.partition(":")
+    if kind not in _KINDS:
+        usages = ", ".join(usage for usage, _ in _KINDS.values())
+        raise UserError(
+            f"data={data!r}: no source is called {kind!r}.{nearest(kind, _KINDS)} Sources: {usages}."
+        )
+    usage, opener = _KINDS[kind]
+    if bool(argument) != (":" in usage):
+        raise UserError(f"data={data!r} should have the form {usage!r}.")
+    return opener(argument)
+
+
 def open_source(data: str, split: str = "train") -> Source:
     """Opens labelled images for random access.
 
     Args:
-      data: `digits`, `folder:PATH`, `arrays:PATH`, `tfds:NAME[:VERSION][@DIR]`, or a registered kind.
+      data: `digits`, `folder:PATH`, `arrays:PATH`, `tfds:NAME[/CONFIG][:VERSION][@DIR]` or another
+        registered kind.
       split: a split or a sum of slices of splits (see `vitjax.data.splits`).
 
     Returns:
@@ -97,22 +112,13 @@ def open_source(data: str, split: str = "train") -> Source:
     Raises:
       UserError: for an unknown kind or split, and for data that is missing or damaged.
     """
-    kind, colon, argument = data.partition(":")
-    usages = ", ".join(usage for usage, _ in _KINDS.values())
-    if kind not in _KINDS:
-        raise UserError(
-            f"data={data!r}: no source is called {kind!r}.{nearest(kind, _KINDS)} Sources: {usages}."
-        )
-    usage, opener = _KINDS[kind]
-    if bool(argument) != (":" in usage):
-        raise UserError(f"data={data!r} should have the form {usage!r}.")
-    available = opener(argument)
+    available = splits_of(data)
     pieces = splits.parse(split, available)
     opened = {name: available[name]() for name in dict.fromkeys(piece.name for piece in pieces)}
     parts = [(opened[piece.name], *piece.bounds(len(opened[piece.name]))) for piece in pieces]
     if len(parts) == 1 and parts[0][1:] == (0, len(parts[0][0])):
         return parts[0][0]
-    return Slices(f"{kind}{colon}{argument}:{split}", parts)
+    return Slices(f"{data}:{split}", parts)
 
 
 def as_image(array: np.ndarray) -> np.ndarray:

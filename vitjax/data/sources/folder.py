@@ -55,7 +55,7 @@ def _class_folders(root: pathlib.Path) -> list[str]:
 
 
 def _image_files(root: pathlib.Path, name: str) -> list[bytes]:
-    """Paths of the images of one class below `root`, at any depth; other files are counted and passed over."""
+    """Paths of the images of one class below `root`, at any depth; other files are named in a warning."""
     images, foreign = [], []
     for folder, _, files in os.walk(root / name, followlinks=True):
         inside = pathlib.PurePath(os.path.relpath(folder, root)).as_posix()
@@ -81,8 +81,8 @@ def open_folder(path: str) -> Splits:
     """Opens a folder of class folders of JPEG, PNG or WebP files.
 
     `PATH/train/CLASS/...` with `val`, `validation` or `test` beside it are the splits of those names, and the
-    classes are those of `train`. Otherwise `PATH/CLASS/...` is all one split, `train`, to be sliced. Classes are
-    numbered in the order of their sorted names.
+    classes are those of `train`. Otherwise `PATH/CLASS/...` is all one split, `train`, to be sliced. Classes
+    are numbered in the order of their sorted names.
     """
     root = pathlib.Path(path).expanduser()
     if not root.is_dir():
