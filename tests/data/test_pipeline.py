@@ -307,19 +307,24 @@ def test_images_without_a_common_shape(tmp_path):
 # Worker processes end
 
 
+linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+
+
+def living():
+    """The parent of each living process: `{pid: parent's pid}`."""
+    found = {}
+    for folder in pathlib.Path("/proc").glob("[0-9]*"):
+        try:
+            state, parent = (folder / "stat").read_text().rsplit(")", 1)[1].split()[:2]
+        except OSError:  # it ended meanwhile
+            continue
+        if state not in "ZX":
+            found[int(folder.name)] = int(parent)
+    return found
+
+
 def children_of(pid):
-    listed = subprocess.run(["ps", "-o", "pid=,stat=", "--ppid", str(pid)], capture_output=True, text=True)
-    return [
-        int(line.split()[0]) for line in listed.stdout.splitlines() if not line.split()[1].startswith("Z")
-    ]
-
-
-def alive(pid):
-    try:
-        with open(f"/proc/{pid}/stat") as file:
-            return file.read().rsplit(")", 1)[1].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
+    return {child for child, parent in living().items() if parent == pid}
 
 
 PARENT = """
@@ -335,7 +340,7 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+@linux
 def test_workers_die_with_a_killed_parent(tmp_path):
     (tmp_path / "parent.py").write_text(PARENT)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
@@ -348,23 +353,24 @@ def test_workers_die_with_a_killed_parent(tmp_path):
         assert len(workers) >= 2
         parent.send_signal(signal.SIGKILL)
         deadline = time.monotonic() + 10
-        while any(alive(pid) for pid in workers) and time.monotonic() < deadline:
+        while workers & living().keys() and time.monotonic() < deadline:
             time.sleep(0.1)
-        assert not [pid for pid in workers if alive(pid)]
+        assert not workers & living().keys()
     finally:
         parent.kill()
         parent.wait()
         parent.stdout.close()
 
 
+@linux
 def test_close_ends_the_workers():
-    before = set(children_of(os.getpid()))
+    before = children_of(os.getpid())
     batches = train_batches(open_source("digits"), augment, batch_size=8, seed=0, workers=2)
     next(batches)
-    assert len(set(children_of(os.getpid())) - before) >= 2
+    assert len(children_of(os.getpid()) - before) >= 2
     start = time.monotonic()
     batches.close()
     batches.close()
     assert time.monotonic() - start < 10
-    left = set(children_of(os.getpid())) - before
+    left = children_of(os.getpid()) - before
     assert len(left) <= 1  # multiprocessing's resource tracker stays
