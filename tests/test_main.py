@@ -16,7 +16,7 @@ from vitjax.main import main
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 QUICK = ("--config", "configs/quickstart.py")
-# A run of a few seconds that draws on every kind of randomness: order, crops, mixup, dropout, stochastic depth.
+# A short run that draws on every kind of randomness: order, crops, mixup, dropout, stochastic depth.
 SHORT = (
     *QUICK,
     "--config.total_steps=40",
@@ -185,7 +185,7 @@ def refusal(capsys, *args):
     ],
 )
 def test_a_mistake_is_one_message_and_exit_code_2(tmp_path, capsys, override, says):
-    error = refusal(capsys, *QUICK, "--workdir", tmp_path, override, "--config.total_steps=2")
+    error = refusal(capsys, *QUICK, "--workdir", tmp_path, "--config.total_steps=2", override)
     assert re.search(says, error), error
     assert not list(tmp_path.glob("checkpoints/[0-9]*"))
 
@@ -230,7 +230,14 @@ def test_a_workdir_that_cannot_be_written_is_named(tmp_path, capsys):
 def test_check_builds_by_shape_and_trains_nothing(capsys):
     assert main(["--config", "configs/augreg.py:vit_s32,data=digits", "--check"]) == 0
     printed = capsys.readouterr().out
-    for part in ("Total: ", "optimizer", "activations", "steps of 64 examples", "8 x cpu", "image: uint8[64, 224"):
+    for part in (
+        "Total: ",
+        "optimizer",
+        "activations",
+        "steps of 64 examples",
+        "8 x cpu",
+        "image: uint8[64, 224",
+    ):
         assert part in printed, part
 
 
@@ -239,7 +246,12 @@ def test_two_processes_train_as_one(tmp_path):
     import portpicker
 
     port = portpicker.pick_unused_port()
-    command = (*SHORT, "--config.total_steps=6", "--config.evals.val.batch_size=8", "--config.input.workers=0")
+    command = (
+        *SHORT,
+        "--config.total_steps=6",
+        "--config.evals.val.batch_size=8",
+        "--config.input.workers=0",
+    )
 
     def launch(workdir, devices, index, count):
         env = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
@@ -252,7 +264,9 @@ def test_two_processes_train_as_one(tmp_path):
             words, cwd=ROOT, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
         )
 
-    for process in [launch(tmp_path / "two", 2, i, 2) for i in range(2)] + [launch(tmp_path / "one", 4, 0, 1)]:
+    for process in [launch(tmp_path / "two", 2, i, 2) for i in range(2)] + [
+        launch(tmp_path / "one", 4, 0, 1)
+    ]:
         code, output = finish(process)
         assert code == 0, output
     two, one = metrics(tmp_path / "two"), metrics(tmp_path / "one")

@@ -1,0 +1,93 @@
+"""Every shipped config is built, and its step is taken at a size that two cores can carry."""
+
+import re
+
+import jax
+import numpy as np
+import pytest
+
+from vitjax import config, experiment, sharding
+
+STUDY = ("vit_ti16", "vit_s32", "vit_s16", "vit_b32", "vit_b16", "vit_l16")
+
+
+def build(spec, **overrides):
+    return experiment.build(
+        config.load(spec, {key.replace("__", "."): str(v) for key, v in overrides.items()})
+    )
+
+
+def take_steps(run, number=2):
+    state, step = run.init_state(), run.train_step()
+    batches = run.batches(0)
+    losses = []
+    for _, batch in zip(range(number), (b for _, b in sharding.prefetch(batches, run.mesh)), strict=False):
+        state, metrics = step(state, batch)
+        losses.append(float(metrics["training_loss"]))
+    batches.close()
+    return state, losses
+
+
+@pytest.mark.parametrize("model", STUDY)
+def test_augreg_builds_every_plain_model_of_the_study(model):
+    run = build(f"configs/augreg.py:{model},data=digits", total_steps=10)
+    assert run.batch_spec["image"].shape == (64, 224, 224, 3)
+    assert run.batch_spec["image"].dtype == np.uint8
+
+
+@pytest.mark.parametrize(
+    "arg", ["aug=none", "aug=strong2,reg=0.1", "aug=light1,rep,compat=fixed", "aug=medium1,dtype=bfloat16"]
+)
+def test_augreg_steps(arg):
+    run = build(
+        f"configs/augreg.py:vit_mu8,data=digits,res=32,batch=16,{arg}", total_steps=10, input__workers=0
+    )
+    state, losses = take_steps(run)
+    # Zero-initialised head and bias 0: the sigmoid loss of the first step is K ln 2 exactly.
+    np.testing.assert_allclose(losses[0], 10 * np.log(2), rtol=1e-5)
+    assert int(state.step) == 2 and np.isfinite(losses).all()
+
+
+def test_quickstart_steps():
+    run = build("configs/quickstart.py")
+    state, losses = take_steps(run)
+    assert np.isfinite(losses).all() and int(state.step) == 2
+
+
+def test_the_published_length_of_the_imagenet_runs():
+    c = config.load("configs/augreg.py:vit_b16")
+    assert round(c.total_epochs * 1_268_355 / c.input.batch_size) == 92_897
+
+
+def test_every_preset_parses_for_every_model():
+    for model in STUDY:
+        for data in ("i1k", "i21k"):
+            c = config.load(f"configs/augreg.py:{model},data={data}")
+            experiment.parse_pp(c.input.pp, c.num_classes, "input.pp")
+            for section in c.evals.values():
+                experiment.parse_pp(section.pp, c.num_classes, "evals.pp")
+            assert re.search(r"randaug|flip_lr\|value_range", c.input.pp)
+
+
+def test_loss_does_not_depend_on_the_number_of_devices():
+    spec = "configs/quickstart.py"
+    losses = []
+    for mesh in ((("data", 8),), (("data", 2), ("model", 4))):
+        run = build(spec, mesh=mesh, total_steps=10)
+        losses.append(take_steps(run, 3)[1])
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5)
+
+
+def test_model_parallel_rules_split_parameters_and_keep_the_loss():
+    rules = (
+        (r".*Dense_0/kernel", (None, "model")),
+        (r".*Dense_1/kernel", ("model", None)),
+        (r".*(query|key|value)/kernel", (None, "model", None)),
+    )
+    options = dict(mesh=(("data", 4), ("model", 2)), total_steps=10)
+    plain = build("configs/quickstart.py", **options)
+    split = build("configs/quickstart.py", **options, sharding=rules)
+    state, losses = take_steps(split, 3)
+    kernel = state.params["Transformer"]["encoderblock_0"]["MlpBlock_0"]["Dense_0"]["kernel"]
+    assert kernel.sharding.spec == jax.P(None, "model")
+    np.testing.assert_allclose(losses, take_steps(plain, 3)[1], rtol=1e-5)
