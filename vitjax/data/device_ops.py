@@ -4,6 +4,8 @@ Each takes a batch (arrays with the example axis first) of numpy or of jax array
 is traced, so that processes which only load data never do.
 """
 
+from typing import Any
+
 import numpy as np
 
 from vitjax.data.pp import on_key, register, value_of
@@ -44,7 +46,7 @@ def _standardize(mean, std):
 def vgg_value_range(
     mean=(0.485 * 255, 0.456 * 255, 0.406 * 255), std=(0.229 * 255, 0.224 * 255, 0.225 * 255)
 ):
-    """Subtracts the ImageNet mean and divides by the standard deviation, a channel each, in units of 0..255."""
+    """Subtracts the mean of ImageNet and divides by its deviation, by channel, on the scale 0..255."""
     return _standardize(mean, std)
 
 
@@ -139,10 +141,22 @@ def mixup(p, keys=("image", "labels")):
             x = value_of(batch, key)
             if not jnp.issubdtype(x.dtype, jnp.floating):
                 raise UserError(
-                    f"mixup({p}) mixes floats, but {key!r} is {x.dtype}. Put value_range (for images) and onehot "
-                    "(for labels) before mixup."
+                    f"mixup({p}) mixes floats, but {key!r} is {x.dtype}. Put value_range (for images) and "
+                    "onehot (for labels) before mixup."
                 )
-            mixed[key] = a.astype(x.dtype) * x + (1 - a).astype(x.dtype) * jnp.roll(x, 1, axis=0)
+            mixed[key] = a.astype(x.dtype) * x + (1 - a).astype(x.dtype) * _roll(x)
         return {**batch, **mixed}
 
     return op
+
+
+def _roll(x) -> Any:
+    """Moves each example to the next row, the last one to the first."""
+    import jax
+    import jax.numpy as jnp
+
+    sharding = jax.typeof(x).sharding
+    if jax.sharding.AxisType.Explicit not in sharding.mesh.axis_types:
+        return jnp.roll(x, 1, axis=0)
+    # On an explicit mesh, jax slices no sharded axis unless the compiler may choose how.
+    return jax.sharding.auto_axes(lambda x: jnp.roll(x, 1, axis=0), out_sharding=sharding)(x)
