@@ -93,6 +93,8 @@ def test_keys():
         ("resize('224')", "resize\\('224'\\).*: size='224' must be"),
         ("resize(2, method='blinear')", "Did you mean 'bilinear'"),
         ("inception_crop(224, area_min=0)", "area_min=0"),
+        ("inception_crop(224, area_min='5')", "area_min='5'.*not supported"),
+        ("value_range('a')", "value_range\\('a'\\)"),
         ("decode(channels=2)", "channels=2"),
         ("onehot(0)", "depth=0"),
         ("mixup(-1)", "p=-1"),

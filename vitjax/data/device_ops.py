@@ -27,10 +27,10 @@ def value_range(vmin=-1, vmax=1, in_min=0, in_max=255.0, clip_values=False):
     low, high = np.asarray(in_min, np.float32), np.asarray(in_max, np.float32)
     if (high == low).any():
         raise UserError(f"in_min={in_min!r} and in_max={in_max!r} must differ.")
+    spread = vmax - vmin
 
     def apply(image, rng):
-        image = (image.astype(np.float32) - low) / (high - low)
-        image = vmin + image * (vmax - vmin)
+        image = vmin + (image.astype(np.float32) - low) / (high - low) * spread
         return image.clip(vmin, vmax) if clip_values else image
 
     return apply
@@ -76,13 +76,14 @@ def onehot(depth, key="labels", key_result=None, multi=True, on=1.0, off=0.0):
     if not isinstance(depth, int) or depth < 1:
         raise UserError(f"depth={depth!r} must be a positive whole number, the number of classes.")
 
+    spread, least = np.float32(on - off), np.float32(off)
+
     def op(batch, rng):
         labels = value_of(batch, key)
         hot = labels[..., None] == np.arange(depth)
         if labels.ndim > 1 and multi:
             hot = hot.any(axis=1)
-        encoded = hot.astype(np.float32) * np.float32(on - off) + np.float32(off)
-        return {**batch, key_result or key: encoded}
+        return {**batch, key_result or key: hot.astype(np.float32) * spread + least}
 
     return op
 

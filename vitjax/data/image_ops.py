@@ -37,7 +37,8 @@ def decode(channels=3, precise=True):
     Args:
         channels: 3 for RGB, 1 for grey.
         precise: JPEG with the accurate integer DCT, bit for bit what Pillow gives. Otherwise the fast DCT,
-            which is big_vision's and TensorFlow's default (up to 3/255 apart on a photo).
+            bit for bit what TensorFlow gives, and big_vision by default: 3 % faster, and on photos 1.1 of 255
+            away on average, 24 at most.
     """
     _check_channels(channels)
     return lambda data, rng: decode_image(data, channels, precise)
@@ -332,13 +333,13 @@ def decode_jpeg_and_inception_crop(
     precise=False,
     scaled=False,
 ):
-    """Decodes and crops in one: `decode|inception_crop(...)`, with the faster choices in decoding.
+    """Decodes and crops in one: `decode(precise=False)|inception_crop(...)`, pixel by pixel.
 
     Images that are not JPEG files, or are decoded already, are taken as well. Arguments as in
     `inception_crop`, and:
 
     Args:
-        precise: see `decode`. The fast DCT is the default here, as in big_vision.
+        precise: see `decode`. Here the fast DCT is the default, as it is in big_vision.
         scaled: whether to decode a JPEG at a half, a quarter or an eighth of its size where the crop would
             still have to shrink to `size`. Quicker for big photos (2.4 times at 2000x1500, nothing at
             500x375), but smoother than the recipe's crops, which are resized without antialiasing.

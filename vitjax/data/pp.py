@@ -220,7 +220,7 @@ def _build(piece: str, string: str) -> Step:
     _check_arguments(name, entry.factory, args, kwargs, piece)
     try:
         op = entry.factory(*args, **kwargs)
-    except UserError as err:
+    except (UserError, TypeError, ValueError) as err:
         raise UserError(f"In the preprocessing op {piece!r}: {err}") from err
     return Step(piece, op, entry.device, entry.whole_batch)
 

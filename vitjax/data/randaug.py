@@ -159,7 +159,10 @@ def sharpness(image: Image, factor: float) -> Image:
 
 
 def _grey(image: Image) -> Image:
-    """TensorFlow's grey `[H, W]`: its weights, scaled by 255.5 / 255, truncated."""
+    """TensorFlow's grey `[H, W]`: its weights, scaled by 255.5 / 255, truncated.
+
+    One pixel in 100,000 comes out one apart, where rounding in float32 crosses a whole number.
+    """
     weights = np.asarray([0.2989, 0.5870, 0.1140]) * (255.5 / 255)
     return cv2.transform(
         image, np.append(weights, -0.5)[None].astype(np.float32)
