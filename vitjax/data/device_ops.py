@@ -4,6 +4,8 @@ Each takes a batch (arrays with the example axis first) of numpy or of jax array
 is traced, so that processes which only load data never do.
 """
 
+from typing import Any
+
 import numpy as np
 
 from vitjax.data.pp import on_key, register, value_of
@@ -25,10 +27,10 @@ def value_range(vmin=-1, vmax=1, in_min=0, in_max=255.0, clip_values=False):
     low, high = np.asarray(in_min, np.float32), np.asarray(in_max, np.float32)
     if (high == low).any():
         raise UserError(f"in_min={in_min!r} and in_max={in_max!r} must differ.")
+    spread = vmax - vmin
 
     def apply(image, rng):
-        image = (image.astype(np.float32) - low) / (high - low)
-        image = vmin + image * (vmax - vmin)
+        image = vmin + (image.astype(np.float32) - low) / (high - low) * spread
         return image.clip(vmin, vmax) if clip_values else image
 
     return apply
@@ -44,7 +46,7 @@ def _standardize(mean, std):
 def vgg_value_range(
     mean=(0.485 * 255, 0.456 * 255, 0.406 * 255), std=(0.229 * 255, 0.224 * 255, 0.225 * 255)
 ):
-    """Subtracts the ImageNet mean and divides by the standard deviation, a channel each, in units of 0..255."""
+    """Subtracts the mean of ImageNet and divides by its deviation, by channel, on the scale 0..255."""
     return _standardize(mean, std)
 
 
@@ -74,13 +76,14 @@ def onehot(depth, key="labels", key_result=None, multi=True, on=1.0, off=0.0):
     if not isinstance(depth, int) or depth < 1:
         raise UserError(f"depth={depth!r} must be a positive whole number, the number of classes.")
 
+    spread, least = np.float32(on - off), np.float32(off)
+
     def op(batch, rng):
         labels = value_of(batch, key)
         hot = labels[..., None] == np.arange(depth)
         if labels.ndim > 1 and multi:
             hot = hot.any(axis=1)
-        encoded = hot.astype(np.float32) * np.float32(on - off) + np.float32(off)
-        return {**batch, key_result or key: encoded}
+        return {**batch, key_result or key: hot.astype(np.float32) * spread + least}
 
     return op
 
@@ -139,10 +142,22 @@ def mixup(p, keys=("image", "labels")):
             x = value_of(batch, key)
             if not jnp.issubdtype(x.dtype, jnp.floating):
                 raise UserError(
-                    f"mixup({p}) mixes floats, but {key!r} is {x.dtype}. Put value_range (for images) and onehot "
-                    "(for labels) before mixup."
+                    f"mixup({p}) mixes floats, but {key!r} is {x.dtype}. Put value_range (for images) and "
+                    "onehot (for labels) before mixup."
                 )
-            mixed[key] = a.astype(x.dtype) * x + (1 - a).astype(x.dtype) * jnp.roll(x, 1, axis=0)
+            mixed[key] = a.astype(x.dtype) * x + (1 - a).astype(x.dtype) * _roll(x)
         return {**batch, **mixed}
 
     return op
+
+
+def _roll(x) -> Any:
+    """Moves each example to the next row, the last one to the first."""
+    import jax
+    import jax.numpy as jnp
+
+    sharding = jax.typeof(x).sharding
+    if jax.sharding.AxisType.Explicit not in sharding.mesh.axis_types:
+        return jnp.roll(x, 1, axis=0)
+    # On an explicit mesh, jax slices no sharded axis unless the compiler may choose how.
+    return jax.sharding.auto_axes(lambda x: jnp.roll(x, 1, axis=0), out_sharding=sharding)(x)

@@ -1,10 +1,11 @@
 """Image ops of the host: decode, crop, resize, flip. Images are uint8 `[H, W, C]`, RGB.
 
 What they compute is what the published recipes computed with TensorFlow: where that differs from the usual
-image libraries (crop sampler, kernels without antialiasing, casts that truncate), TensorFlow's is the default.
+image libraries (crop sampler, kernels without antialiasing, casts that truncate), TensorFlow's is default.
 """
 
 import functools
+import math
 from typing import Any
 
 import cv2
@@ -36,7 +37,8 @@ def decode(channels=3, precise=True):
     Args:
         channels: 3 for RGB, 1 for grey.
         precise: JPEG with the accurate integer DCT, bit for bit what Pillow gives. Otherwise the fast DCT,
-            which is big_vision's and TensorFlow's default (up to 3/255 apart on a photo).
+            bit for bit what TensorFlow gives, and big_vision by default: 3 % faster, and on photos 1.1 of 255
+            away on average, 24 at most.
     """
     _check_channels(channels)
     return lambda data, rng: decode_image(data, channels, precise)
@@ -85,18 +87,13 @@ def _to_channels(image: np.ndarray, channels: int) -> np.ndarray:
 
 def _decode_jpeg(data: bytes, channels: int, precise: bool, **options) -> np.ndarray:
     """Decodes a JPEG with libjpeg-turbo; `options` go to `simplejpeg.decode_jpeg`."""
-    colorspace = _jpeg_header(data)[2]
+    try:
+        colorspace = simplejpeg.decode_jpeg_header(data)[2]
+    except ValueError:  # a header that is cut short, or chroma subsampling which only OpenCV knows
+        return _decode_other(data, channels)
     if colorspace in ("CMYK", "YCCK"):
         return _to_channels(_cmyk_to_rgb(_call_simplejpeg(data, "CMYK", precise, **options)), channels)
     return _call_simplejpeg(data, "RGB" if channels == 3 else "GRAY", precise, **options)
-
-
-def _jpeg_header(data: bytes) -> tuple[int, int, str, str]:
-    """Returns height, width, colour space and chroma subsampling of a JPEG."""
-    try:
-        return simplejpeg.decode_jpeg_header(data)
-    except ValueError as err:
-        raise UserError(f"This JPEG has no readable header: {err} ({len(data)} bytes).") from None
 
 
 def _call_simplejpeg(data: bytes, colorspace: str, precise: bool, **options) -> np.ndarray:
@@ -124,11 +121,11 @@ def _decode_other(data: bytes, channels: int) -> np.ndarray:
     if image is None:
         start = bytes(data[:8])
         raise UserError(
-            f"This is not a whole image in a format that can be read (JPEG, PNG, WebP, ...): {len(data)} bytes"
-            f"{f', the first being {start!r}' if data else ''}."
+            "This is not a whole image in a format that can be read (JPEG, PNG, WebP, ...): "
+            f"{len(data)} bytes{f', beginning with {start!r}' if data else ''}."
         )
     if image.dtype == np.uint16:
-        image = (image >> 8).astype(np.uint8)
+        image = np.right_shift(image, 8).astype(np.uint8)
     if image.ndim == 3:
         image = cv2.cvtColor(image[..., :3], cv2.COLOR_BGR2RGB)
     return _to_channels(image, channels)
@@ -189,15 +186,14 @@ def resize_image(image, height: int, width: int, method: str = "bilinear", antia
         kind = cv2.INTER_LINEAR if method == "bilinear" else cv2.INTER_AREA
         resized = cv2.resize(image.astype(np.float32), (width, height), interpolation=kind)
     else:
-        down = _resize_weights(image.shape[0], height, method, antialias)
-        across = _resize_weights(image.shape[1], width, method, antialias)
-        rows = (down @ image.reshape(image.shape[0], -1).astype(np.float32)).reshape(height, *image.shape[1:])
-        resized = across @ rows
+        rows = _resize_rows(image.astype(np.float32), height, method, antialias)
+        columns = _resize_rows(_transpose(rows), width, method, antialias)
+        resized = _transpose(columns)
     return _cast_back(resized.reshape(height, width, -1), image.dtype)
 
 
-# What float32 loses between two ways to order the same interpolation. Added before the cast truncates, because
-# otherwise a flat region of value v comes out as v - 1 wherever its weights add up to a little less than 1.
+# What float32 loses between two ways to order the same interpolation. Added before the cast truncates, since
+# else a flat region of value v would come out as v - 1 wherever its weights add up to a little less than 1.
 _ROUNDING = np.float32(1e-4)
 
 
@@ -242,21 +238,42 @@ _KERNELS = {  # method: (kernel, radius)
 _METHODS = (*_KERNELS, "area", "nearest")
 
 
-@functools.lru_cache(maxsize=64)
-def _resize_weights(size: int, out: int, method: str, antialias: bool) -> np.ndarray:
-    """Returns the matrix `[out, size]` that resizes one axis, rows summing to 1."""
+def _transpose(image: np.ndarray) -> np.ndarray:
+    """`[H, W, C]` to `[W, H, C]`; several times quicker than numpy's."""
+    return cv2.transpose(image).reshape(image.shape[1], image.shape[0], -1)
+
+
+def _resize_rows(image: np.ndarray, out: int, method: str, antialias: bool) -> np.ndarray:
+    """Resizes the first axis of float32 `[H, W, C]` to length `out`."""
+    source, weights = _taps(image.shape[0], out, method, antialias)
+    rows = image.reshape(image.shape[0], -1)
+    result = np.zeros((out, rows.shape[1]), np.float32)
+    part = np.empty_like(result)  # new memory for each tap would take longer than the sums
+    for tap in range(source.shape[1]):
+        np.take(rows, source[:, tap], axis=0, out=part, mode="clip")
+        part *= weights[:, tap, None]
+        result += part
+    return result.reshape(out, *image.shape[1:])
+
+
+@functools.lru_cache(maxsize=256)
+def _taps(size: int, out: int, method: str, antialias: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Returns which source pixels each output pixel is a mean of and their weights, both `[out, taps]`."""
     scale = size / out
-    if method == "area":  # how much of each source pixel an output pixel covers
-        start = np.arange(out)[:, None] * scale
-        source = np.arange(size)[None]
-        weights = np.minimum(source + 1, start + scale) - np.maximum(source, start)
-        weights = np.maximum(weights, 0)
+    position = np.arange(out)[:, None]
+    if method == "area":  # how much of each source pixel the output pixel covers
+        source = np.floor(position * scale) + np.arange(math.ceil(scale) + 1)
+        end = np.minimum(source + 1, (position + 1) * scale)
+        weights = np.maximum(end - np.maximum(source, position * scale), 0)
     else:
-        kernel, _ = _KERNELS[method]
+        kernel, radius = _KERNELS[method]
         widen = max(scale, 1.0) if antialias else 1.0
-        centres = (np.arange(out)[:, None] + 0.5) * scale
-        weights = kernel((np.arange(size)[None] + 0.5 - centres) / widen)
-    return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
+        centre = (position + 0.5) * scale - 0.5
+        source = np.ceil(centre - radius * widen) + np.arange(math.floor(2 * radius * widen) + 1)
+        weights = kernel((source - centre) / widen)
+    weights = np.where((source >= 0) & (source < size), weights, 0)
+    weights /= weights.sum(axis=1, keepdims=True)
+    return source.clip(0, size - 1).astype(np.intp), weights.astype(np.float32)
 
 
 def _size(size) -> tuple[int, int]:
@@ -269,7 +286,8 @@ def _size(size) -> tuple[int, int]:
 def _check_method(method) -> None:
     if method not in _METHODS:
         raise UserError(
-            f"method={method!r} is not a way to resize.{nearest(str(method), _METHODS)} Known: {', '.join(_METHODS)}."
+            f"method={method!r} is not a way to resize.{nearest(str(method), _METHODS)} "
+            f"Known: {', '.join(_METHODS)}."
         )
 
 
@@ -313,23 +331,57 @@ def decode_jpeg_and_inception_crop(
     method="bilinear",
     antialias=False,
     precise=False,
+    scaled=False,
 ):
-    """Decodes and crops in one: `decode|inception_crop(...)`, decoding no more than it must.
+    """Decodes and crops in one: `decode(precise=False)|inception_crop(...)`, pixel by pixel.
 
-    Images that are not JPEG files, or decoded already, are taken as well. Arguments as in `inception_crop`.
+    Images that are not JPEG files, or are decoded already, are taken as well. Arguments as in
+    `inception_crop`, and:
 
     Args:
-        precise: see `decode`. The fast DCT is the default here, as in big_vision and TensorFlow.
+        precise: see `decode`. Here the fast DCT is the default, as it is in big_vision.
+        scaled: whether to decode a JPEG at a half, a quarter or an eighth of its size where the crop would
+            still have to shrink to `size`. Quicker for big photos (2.4 times at 2000x1500, nothing at
+            500x375), but smoother than the recipe's crops, which are resized without antialiasing.
     """
     sample = _crop_sampler(area_min, area_max, ratio_min, ratio_max)
     finish = _resizer(size, method, antialias)
+    if scaled and size is None:
+        raise UserError("scaled=True needs a size: how small the crop may be decoded.")
+    target = _size(size) if scaled else None
 
     def apply(data, rng):
+        full = _jpeg_size(data) if target else None
+        if full:
+            return finish(_decode_scaled_crop(data, full, sample, target, precise, rng))
         image = decode_image(data, 3, precise)
         y, x, height, width = sample(image.shape[0], image.shape[1], rng)
         return finish(image[y : y + height, x : x + width])
 
     return apply
+
+
+def _jpeg_size(data) -> tuple[int, int] | None:
+    """Returns height and width of a JPEG; None for what is not a JPEG that simplejpeg reads."""
+    if not isinstance(data, bytes) or not data.startswith(_JPEG_SIGNATURE):
+        return None
+    try:
+        height, width, _, _ = simplejpeg.decode_jpeg_header(data)
+    except ValueError:
+        return None
+    return int(height), int(width)
+
+
+def _decode_scaled_crop(data, full, sample, target, precise, rng):
+    """Draws the crop at full size, then decodes at the smallest scale at which it is not below `target`."""
+    crop = np.reshape(sample(*full, rng), (2, 2))
+    scale = min(1.0, max(target / crop[1]))
+    least = [math.ceil(n * scale) for n in full]
+    image = _decode_jpeg(data, 3, precise, min_height=least[0], min_width=least[1], min_factor=2)
+    # Corners, not sizes, are rounded, so that the crop ends where the image ends.
+    corners = np.cumsum(crop, axis=0) * np.divide(image.shape[:2], full)
+    (top, left), (bottom, right) = np.rint(corners).astype(int).tolist()
+    return image[top : max(bottom, top + 1), left : max(right, left + 1)]
 
 
 def _resizer(size, method, antialias):
@@ -343,12 +395,11 @@ def _resizer(size, method, antialias):
 def _crop_sampler(area_min, area_max, ratio_min, ratio_max):
     if not 0 < area_min <= area_max <= 100:
         raise UserError(
-            f"area_min={area_min!r} and area_max={area_max!r} must be percentages, 0 < area_min <= area_max <= 100."
+            f"area_min={area_min!r} and area_max={area_max!r} must be percentages with "
+            "0 < area_min <= area_max <= 100."
         )
     if not 0 < ratio_min <= ratio_max:
-        raise UserError(
-            f"ratio_min={ratio_min!r} and ratio_max={ratio_max!r} must be 0 < ratio_min <= ratio_max."
-        )
+        raise UserError(f"It must be 0 < ratio_min={ratio_min!r} <= ratio_max={ratio_max!r}.")
     areas, ratios = (area_min / 100, area_max / 100), (ratio_min, ratio_max)
     return lambda height, width, rng: sample_crop(height, width, rng, areas, ratios)
 
@@ -364,10 +415,10 @@ def sample_crop(
     """Draws a crop as TensorFlow's `sample_distorted_bounding_box` does without boxes (Inception's crop).
 
     The aspect ratio (width over height) is uniform; given it, the height is uniform over the whole numbers
-    that keep the area in range and the crop in the image. So small crops come more often than in torchvision's
-    `RandomResizedCrop`, which draws area uniformly and ratio log-uniformly. After `attempts` failures the crop
-    is the whole image. Like TensorFlow's, the offset never takes its last possible value, and all real numbers
-    are float32.
+    that keep the area in range and the crop in the image. So small crops come more often than in
+    torchvision's `RandomResizedCrop`, which draws area uniformly and ratio log-uniformly. After `attempts`
+    failures the crop is the whole image. Like TensorFlow's, the offset never takes its last possible value,
+    and real numbers are float32.
 
     Returns:
         top, left, height, width, in pixels.

@@ -113,13 +113,14 @@ class Step(NamedTuple):
 
 
 class HostOps:
-    """The host's part: `host(example, rng) -> example`. Pickles as its string, so any worker can rebuild it."""
+    """The host's part: `host(example, rng) -> example`. Pickles as its string, for workers to rebuild."""
 
     def __init__(self, string: str, steps: list[Step]):
         self.string = string
         self.ops = [_on_one_example(step.op) if step.device else step.op for step in steps]
 
     def __call__(self, example: Example, rng: np.random.Generator) -> Example:
+        """Applies the ops in order; the given dict stays as it is."""
         example = dict(example)
         for op in self.ops:
             example = op(example, rng)
@@ -140,6 +141,7 @@ class DeviceOps:
         self.ops = [step.op for step in steps]
 
     def __call__(self, batch: Example, rng) -> Example:
+        """Applies the ops in order; `rng` is a jax key."""
         import jax
 
         batch = dict(batch)
@@ -180,9 +182,9 @@ def parse(string: str | None) -> Preprocess:
     for step in steps[:first_device]:
         if step.whole_batch:
             raise UserError(
-                f"In the preprocessing string {string!r}, {step.text!r} works on the whole batch on the device, "
-                f"but {steps[first_device - 1].text!r}, which runs on the host, follows. Move {step.text!r} to "
-                "the end."
+                f"In the preprocessing string {string!r}, {step.text!r} works on the whole batch, on the "
+                f"device, but {steps[first_device - 1].text!r}, which runs on the host, follows. Move "
+                f"{step.text!r} to the end."
             )
     return Preprocess(HostOps(string, steps[:first_device]), DeviceOps(string, steps[first_device:]))
 
@@ -218,7 +220,7 @@ def _build(piece: str, string: str) -> Step:
     _check_arguments(name, entry.factory, args, kwargs, piece)
     try:
         op = entry.factory(*args, **kwargs)
-    except UserError as err:
+    except (UserError, TypeError, ValueError) as err:
         raise UserError(f"In the preprocessing op {piece!r}: {err}") from err
     return Step(piece, op, entry.device, entry.whole_batch)
 
@@ -237,8 +239,8 @@ def _parse_call(piece: str, string: str) -> tuple[str, list, dict]:
         return _dotted_name(node), args, kwargs
     except (SyntaxError, ValueError, TypeError, MemoryError, RecursionError):
         raise UserError(
-            f"Cannot read {piece!r} in the preprocessing string {string!r}: each piece must be the name of an op, "
-            "or a call with literal arguments such as resize(224, method='area')."
+            f"Cannot read {piece!r} in the preprocessing string {string!r}: each piece must be the name of "
+            "an op, or a call with literal arguments such as resize(224, method='area')."
         ) from None
 
 
@@ -267,7 +269,8 @@ def _lookup(name: str, string: str) -> _Entry:
             importlib.import_module(module)
         except ImportError as err:
             raise UserError(
-                f"The preprocessing string {string!r} names the op {name!r}, but {module!r} cannot be imported: {err}."
+                f"The preprocessing string {string!r} names the op {name!r}, but {module!r} cannot be "
+                f"imported: {err}."
             ) from err
         for candidate in (name, short):
             entry = _REGISTRY.get(candidate)
@@ -289,7 +292,8 @@ def _check_arguments(name: str, factory: Callable, args: list, kwargs: dict, pie
         if key not in named and not takes_any:
             valid = f"It takes {', '.join(named)}." if named else "It takes no arguments by name."
             raise UserError(
-                f"The preprocessing op {name!r} has no argument {key!r} (in {piece!r}).{nearest(key, named)} {valid}"
+                f"The preprocessing op {name!r} has no argument {key!r} (in {piece!r})."
+                f"{nearest(key, named)} {valid}"
             )
     try:
         signature.bind(*args, **kwargs)

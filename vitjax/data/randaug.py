@@ -24,20 +24,20 @@ _COMPATS = ("augreg", "fixed")
 @register("randaug")
 @on_key("image")
 def randaug(num_layers=2, magnitude=10, compat="augreg"):
-    """Applies `num_layers` ops of strength `magnitude`, each drawn uniformly of the 16 (the same one may return).
+    """Applies `num_layers` ops of strength `magnitude`, each drawn uniformly from all 16.
 
-    There is no identity among the ops, and each is applied whenever it is drawn. Signs are drawn for rotation,
-    shear and translation, the place for cutout.
+    There is no identity among the ops, and each is applied whenever it is drawn. Drawn as well are the sign
+    of rotation, shear and translation, and the place of cutout.
 
     Args:
-        num_layers: how many ops, one after the other; (num_layers, magnitude) is (2, 15) for AugReg's "medium".
+        num_layers: how many ops, one after the other. AugReg's "medium" is 2 at magnitude 15.
         magnitude: strength, 0 to 30; 10 is what AutoAugment called its maximum.
         compat: "augreg" is what the published models were trained with. "fixed" differs in three ops.
-            Solarize inverts pixels from `min(25.6 * magnitude, 256)` on; "augreg" takes the threshold modulo
-            256, so that magnitudes 10, 20 and 30 invert everything, like 0, where the fixed op changes nothing.
-            Contrast scales around the rounded mean of the grey image; "augreg" scales around `H * W / 256`
-            (at most 255; 196 at 224 px) whatever the image shows. Posterize keeps all 8 bits above magnitude
-            20; "augreg" falls back to 1 bit there.
+            Solarize inverts values from `25.6 * magnitude` on, so none from magnitude 10 on; "augreg" takes
+            that threshold modulo 256, so that magnitudes 10, 20 and 30 invert everything, like 0.
+            Contrast scales around the rounded mean of the grey image; "augreg" scales around `H * W / 256`,
+            at most 255 (196 at 224 px), whatever the image shows.
+            Posterize keeps all 8 bits above magnitude 20; "augreg" falls back to 1 bit there.
     """
     for name, value in (("num_layers", num_layers), ("magnitude", magnitude)):
         if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
@@ -45,7 +45,9 @@ def randaug(num_layers=2, magnitude=10, compat="augreg"):
     if not isinstance(num_layers, int):
         raise UserError(f"num_layers={num_layers!r} must be a whole number.")
     if compat not in _COMPATS:
-        raise UserError(f"compat={compat!r} must be one of {', '.join(_COMPATS)}.{nearest(str(compat), _COMPATS)}")
+        raise UserError(
+            f"compat={compat!r} must be one of {', '.join(_COMPATS)}.{nearest(str(compat), _COMPATS)}"
+        )
     names = list(OPS)
 
     def apply(image, rng):
@@ -157,9 +159,14 @@ def sharpness(image: Image, factor: float) -> Image:
 
 
 def _grey(image: Image) -> Image:
-    """TensorFlow's grey `[H, W]`: its weights, scaled by 255.5 / 255, truncated."""
+    """TensorFlow's grey `[H, W]`: its weights, scaled by 255.5 / 255, truncated.
+
+    One pixel in 100,000 comes out one apart, where rounding in float32 crosses a whole number.
+    """
     weights = np.asarray([0.2989, 0.5870, 0.1140]) * (255.5 / 255)
-    return cv2.transform(image, np.append(weights, -0.5)[None].astype(np.float32))  # it rounds: hence the -0.5
+    return cv2.transform(
+        image, np.append(weights, -0.5)[None].astype(np.float32)
+    )  # it rounds: hence the -0.5
 
 
 def _blend(degenerate: Image, image: Image, factor: float) -> Image:
@@ -172,7 +179,7 @@ def _blend(degenerate: Image, image: Image, factor: float) -> Image:
 
 def _blend_with_constant(value: int, image: Image, factor: float) -> Image:
     table = np.float32(factor) * (_VALUES - value).astype(np.float32) + np.float32(value)
-    return _look_up(image, table.clip(0, 255) if factor not in (0, 1) else _VALUES if factor else value)
+    return _look_up(image, table.clip(0, 255))
 
 
 def _truncate(image: np.ndarray) -> Image:
@@ -222,8 +229,8 @@ def cutout(image: Image, half: int, y: int, x: int) -> Image:
 
 def _transform(image: Image, *matrix: float) -> Image:
     source = _source_pixels(*image.shape[:2], *(float(np.float32(m)) for m in matrix))
-    border = (FILL,) * 3
-    return cv2.remap(image, source, None, cv2.INTER_NEAREST, borderMode=cv2.BORDER_CONSTANT, borderValue=border)
+    border = {"borderMode": cv2.BORDER_CONSTANT, "borderValue": (FILL,) * 3}
+    return cv2.remap(image, source, np.empty(0, np.uint16), cv2.INTER_NEAREST, **border)
 
 
 # A magnitude has ten transforms in all. For images of one size, as after a crop, none is computed twice.
@@ -231,14 +238,15 @@ def _transform(image: Image, *matrix: float) -> Image:
 def _source_pixels(height: int, width: int, *matrix: float) -> np.ndarray:
     """Returns where each pixel comes from, int16 `[height, width, (x, y)]`.
 
-    Source x is `m0 * x + m1 * y + m2`, source y likewise with m3 to m5: in float32, in this order, and rounded
-    with halves away from zero, as TensorFlow's `ImageProjectiveTransformV3` does.
+    Source x is `m0 * x + m1 * y + m2`, source y likewise with m3 to m5: in float32, in this order, and
+    rounded with halves away from zero, as TensorFlow's `ImageProjectiveTransformV3` does.
     """
     m = np.asarray(matrix, np.float32).reshape(2, 1, 1, 3)
     x = np.arange(width, dtype=np.float32)[None]
     y = np.arange(height, dtype=np.float32)[:, None]
     source = m[..., 0] * x + m[..., 1] * y + m[..., 2]
-    rounded = np.trunc(source + np.copysign(np.float32(0.5), source))
+    source = source.astype(np.float64)  # in float32 the half would carry 0.49999997 to 1
+    rounded = np.trunc(source + np.copysign(0.5, source))
     return np.ascontiguousarray(np.moveaxis(rounded, 0, -1).clip(-1, 2**15 - 1).astype(np.int16))
 
 
