@@ -54,12 +54,13 @@ def metrics(workdir):
 
 
 def final_arrays(workdir):
-    """Checksums of every leaf of the newest checkpoint, as the checkpoint itself records them."""
-    from vitjax.checkpoint import Checkpointer, _read_record
+    """Step, names, types, shapes and checksums of every leaf of the newest checkpoint, as recorded in it."""
+    from etils import epath
 
-    steps = [int(p.name) for p in (workdir / "checkpoints").iterdir() if p.name.isdigit()]
-    del Checkpointer
-    return max(steps), _read_record(workdir / "checkpoints" / str(max(steps)))["leaves"]
+    from vitjax.checkpoint_files import read_record
+
+    newest = max(int(p.name) for p in (workdir / "checkpoints").iterdir() if p.name.isdigit())
+    return newest, read_record(epath.Path(workdir / "checkpoints" / str(newest)))["leaves"]
 
 
 @pytest.fixture(scope="module")
