@@ -18,6 +18,8 @@ Arguments (defaults first):
   classes  number of labels, for sources that are not ImageNet: as many as the source has
 """
 
+from typing import Any
+
 from ml_collections import ConfigDict
 
 from configs import common
@@ -51,7 +53,7 @@ RECOMMENDED = {
         "vit_l16": "medium2",
     },
 }
-IMAGENET = {
+IMAGENET: dict[str, dict[str, Any]] = {
     "i1k": dict(
         data="tfds:imagenet2012",
         train="train[:99%]",
@@ -67,12 +69,12 @@ IMAGENET = {
         head_bias=-10.0,
     ),
 }
-SMALL = dict(train="train", evals={"val": "test"}, classes=None, head_bias=0.0)
+SMALL: dict[str, Any] = dict(train="train", evals={"val": "test"}, classes=None, head_bias=0.0)
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
     """Returns the pre-training config that the argument string describes."""
-    arg = common.parse_arg(
+    args = common.parse_arg(
         arg,
         model="vit_s32",
         data="i1k",
@@ -88,23 +90,23 @@ def get_config(arg: str | None = None) -> ConfigDict:
         dtype="float32",
         classes=None,
     )
-    imagenet = arg.data in IMAGENET
-    data = IMAGENET.get(arg.data, {**SMALL, "data": arg.data})
-    aug = arg.aug or RECOMMENDED.get(arg.data, RECOMMENDED["i1k"]).get(arg.model, "medium1")
+    imagenet = args.data in IMAGENET
+    data = IMAGENET.get(args.data, {**SMALL, "data": args.data})
+    aug = args.aug or RECOMMENDED.get(args.data, RECOMMENDED["i1k"]).get(args.model, "medium1")
     randaug, mixup = common.choose("aug", aug, PRESETS)
 
     config = ConfigDict()
     config.seed = 0
-    config.total_epochs = arg.epochs or (300 if imagenet else 30)
-    if arg.classes or data["classes"]:
-        config.num_classes = arg.classes or data["classes"]
+    config.total_epochs = args.epochs or (300 if imagenet else 30)
+    if args.classes or data["classes"]:
+        config.num_classes = args.classes or data["classes"]
 
     to_model = (
         "value_range(-1, 1)|onehot({num_classes}, key='label', key_result='labels')|keep('image', 'labels')"
     )
-    train_pp = [f"decode_jpeg_and_inception_crop({arg.res})", "flip_lr"]
+    train_pp = [f"decode_jpeg_and_inception_crop({args.res})", "flip_lr"]
     if randaug:
-        train_pp.append(f"randaug({randaug[0]}, {randaug[1]}, compat='{arg.compat}')")
+        train_pp.append(f"randaug({randaug[0]}, {randaug[1]}, compat='{args.compat}')")
     train_pp.append(to_model)
     if mixup:
         train_pp.append(f"mixup({mixup})")
@@ -112,30 +114,30 @@ def get_config(arg: str | None = None) -> ConfigDict:
         data=data["data"],
         split=data["train"],
         pp="|".join(train_pp),
-        batch_size=arg.batch or (4096 if imagenet else 64),
+        batch_size=args.batch or (4096 if imagenet else 64),
         workers=-1,
     )
 
     config.model = dict(
-        name=arg.model,
+        name=args.model,
         pool="tok",
-        rep_size=arg.rep,
-        dropout=arg.reg,
-        drop_path=arg.reg,
+        rep_size=args.rep,
+        dropout=args.reg,
+        drop_path=args.reg,
         head_bias=data["head_bias"],
-        dtype=arg.dtype,
+        dtype=args.dtype,
     )
     config.task = dict(name="classify", loss="sigmoid_xent")
 
     config.optax_name = "scale_by_adam"
     config.optax = dict(b1=0.9, b2=0.999, mu_dtype="bfloat16")
-    config.lr = arg.lr
-    config.wd = arg.wd * arg.lr
+    config.lr = args.lr
+    config.wd = args.wd * args.lr
     warmup = dict(warmup_steps=10_000) if imagenet else dict(warmup_percent=0.1)
     config.schedule = dict(decay_type="cosine", **warmup)
     config.grad_clip_norm = 1.0
 
-    eval_pp = f"decode|resize_small({arg.res * 256 // 224})|central_crop({arg.res})|{to_model}"
+    eval_pp = f"decode|resize_small({args.res * 256 // 224})|central_crop({args.res})|{to_model}"
     often = dict(log_steps=2_500) if imagenet else dict(log_percent=0.1)
     config.evals = {
         name: dict(type="accuracy", data=data["data"], split=split, pp=eval_pp, loss="sigmoid_xent", **often)

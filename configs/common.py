@@ -4,14 +4,13 @@
 """
 
 import difflib
+import types
 from typing import Any
-
-from ml_collections import ConfigDict
 
 TRUE, FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 
 
-def parse_arg(arg: str | None, **spec: Any) -> ConfigDict:
+def parse_arg(arg: str | None, **spec: Any) -> types.SimpleNamespace:
     """Parses an argument string against `name=default` pairs.
 
     The first bare word fills the first entry of the spec; later ones are flags and mean True. A value takes
@@ -34,7 +33,7 @@ def parse_arg(arg: str | None, **spec: Any) -> ConfigDict:
             raise ValueError(f"argument {key!r} is given twice.")
         seen.add(key)
         values[key] = _convert(key, text, spec[key])
-    return ConfigDict(values)
+    return types.SimpleNamespace(**values)
 
 
 def _convert(key: str, text: str, default: Any) -> Any:

@@ -15,7 +15,9 @@ def test_one_size_may_be_left_open():
     assert dict(sharding.make_mesh().shape) == {"data": 8}
 
 
-@pytest.mark.parametrize("axes", [(("data", 3),), (("data", -1), ("model", 3)), (("data", -1), ("model", -1))])
+@pytest.mark.parametrize(
+    "axes", [(("data", 3),), (("data", -1), ("model", 3)), (("data", -1), ("model", -1))]
+)
 def test_a_mesh_that_does_not_fit_is_refused(axes):
     with pytest.raises(UserError, match="does not fit 8 devices"):
         sharding.make_mesh(axes)

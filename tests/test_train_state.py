@@ -62,7 +62,7 @@ def test_the_step_depends_on_seed_and_step_alone():
     again, metrics_again = step(state, batch_of(1))
     assert metrics["training_loss"] == metrics_again["training_loss"]
     np.testing.assert_array_equal(first.params["w"], again.params["w"])
-    later, metrics_later = step(dataclasses.replace(state, step=state.step + 1), batch_of(1))
+    _, metrics_later = step(dataclasses.replace(state, step=state.step + 1), batch_of(1))
     assert metrics_later["training_loss"] != metrics["training_loss"]
 
 

@@ -57,7 +57,7 @@ def saved_activations(run: experiment_lib.Experiment, state: TrainState) -> list
         return jax.vjp(loss, params)[1]
 
     spec = run.batch_spec
-    accumulation = run.config.get("grad_accum", 1)
+    accumulation = run.settings.grad_accum
     rows = {
         key: jax.ShapeDtypeStruct((leaf.shape[0] // accumulation, *leaf.shape[1:]), leaf.dtype)
         for key, leaf in spec.items()

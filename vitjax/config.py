@@ -7,11 +7,14 @@ keyword arguments, so the signature of the function that is called with it is it
 
 import ast
 import contextlib
+import dataclasses
 import importlib.util
 import inspect
 import pathlib
 import sys
 import traceback
+import types
+import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -26,31 +29,75 @@ DURATIONS = {
     "ckpt": "interval of checkpoints",
     "keep_ckpt": "interval of checkpoints that are never deleted",
 }
-KEYS = {
-    "seed": "with the config it determines the run",
-    "num_classes": "number of labels; left out: as many as the training source has",
-    "input": "training data: data, split, pp, batch_size, workers, on_error",
-    "model": "name and options of the architecture",
-    "task": "name and options of what is learnt",
-    "evals": "evaluators by name",
-    "optax_name": "optimizer, by its name in optax or ours",
-    "optax": "options of the optimizer",
-    "lr": "peak learning rate",
-    "lr_mults": "(regex, factor) pairs",
-    "wd": "weight decay, multiplied by the schedule but not by lr",
-    "wd_mults": "(regex, factor) pairs",
-    "schedule": "learning-rate schedule, or (regex, schedule or None) pairs; None freezes",
-    "grad_clip_norm": "largest global gradient norm",
-    "grad_accum": "number of slices in which a batch goes through the model",
-    "ema": "exponential moving average of the parameters",
-    "mesh": "(axis, size) pairs; one size may be -1",
-    "sharding": "(regex, placement) pairs over parameter names",
-    "matmul_precision": "jax_default_matmul_precision of the run",
-    "keep_last": "how many of the newest checkpoints stay",
-    "best_metric": "metric by which the best checkpoint is kept, such as val/prec@1",
-    "report": "write report.html at the end",
-}
-TOP_LEVEL = (*KEYS, *(f"{name}_{unit}" for name in DURATIONS for unit in UNITS))
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """The top level of a config, with the durations of `DURATIONS` beside it.
+
+    Attributes:
+      input: training data: data, split, pp, batch_size, workers, on_error.
+      model: name and options of the architecture.
+      task: name and options of what is learnt.
+      evals: evaluators by name.
+      seed: with the config it determines the run.
+      num_classes: number of labels; left out: as many as the training source has.
+      optax_name: optimizer, by its name in optax or ours.
+      optax: options of the optimizer.
+      lr: peak learning rate.
+      lr_mults: (regex, factor) pairs.
+      wd: weight decay, multiplied by the schedule but not by lr.
+      wd_mults: (regex, factor) pairs.
+      schedule: learning-rate schedule, or (regex, schedule or None) pairs; None freezes.
+      grad_clip_norm: largest global gradient norm.
+      grad_accum: number of slices in which a batch goes through the model.
+      ema: exponential moving average of the parameters: decay, warmup.
+      mesh: (axis, size) pairs; one size may be -1.
+      sharding: (regex, placement) pairs over parameter names.
+      matmul_precision: jax_default_matmul_precision of the run.
+      keep_last: how many of the newest checkpoints stay.
+      best_metric: metric by which the best checkpoint is kept, such as val/prec@1.
+      report: write report.html at the end.
+    """
+
+    input: Mapping
+    model: Mapping
+    task: Mapping = dataclasses.field(default_factory=dict)
+    evals: Mapping = dataclasses.field(default_factory=dict)
+    seed: int = 0
+    num_classes: int | None = None
+    optax_name: str = "scale_by_adam"
+    optax: Mapping | None = None
+    lr: float = 1e-3
+    lr_mults: Sequence = ()
+    wd: float = 0.0
+    wd_mults: Sequence | None = None
+    schedule: Mapping | Sequence | None = None
+    grad_clip_norm: float | None = None
+    grad_accum: int = 1
+    ema: Mapping | None = None
+    mesh: Sequence = (("data", -1),)
+    sharding: Sequence = ()
+    matmul_precision: str | None = None
+    keep_last: int = 1
+    best_metric: str | None = None
+    report: bool = True
+
+
+TOP_LEVEL = (
+    *(field.name for field in dataclasses.fields(Settings)),
+    *(f"{name}_{unit}" for name in DURATIONS for unit in UNITS),
+)
+
+
+def settings(config: ml_collections.ConfigDict) -> Settings:
+    """Reads the top level of a config but for its durations.
+
+    Raises:
+      UserError: a value of the wrong type, or `input` or `model` is missing.
+    """
+    fields = {field.name for field in dataclasses.fields(Settings)}
+    return Settings(**bind(Settings, {key: config[key] for key in config if key in fields}, "config"))
 
 
 def load(spec: str, overrides: Mapping[str, str] | None = None) -> ml_collections.ConfigDict:
@@ -71,7 +118,7 @@ def load(spec: str, overrides: Mapping[str, str] | None = None) -> ml_collection
     return config.lock()
 
 
-def check_top_level(config: Mapping, path: str, overrides: Mapping[str, str]) -> None:
+def check_top_level(config: ml_collections.ConfigDict, path: str, overrides: Mapping[str, str]) -> None:
     """Refuses top-level keys that nobody reads, naming where each was set."""
     for key in config:
         if key not in TOP_LEVEL:
@@ -99,7 +146,7 @@ def bind(
     """
     parameters = {
         key: p
-        for key, p in inspect.signature(function).parameters.items()
+        for key, p in inspect.signature(function, eval_str=True).parameters.items()
         if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and key not in (*given, "self")
     }
     for key in section:
@@ -108,10 +155,40 @@ def bind(
                 f"unknown config key '{name}.{key}'.{nearest(key, parameters)} "
                 f"Valid keys of {name}: {', '.join(parameters)}."
             )
+        if not _fits(section[key], parameters[key].annotation):
+            raise UserError(
+                f"config key '{name}.{key}' = {section[key]!r} is of type {type(section[key]).__name__}; "
+                f"it must be {_type_name(parameters[key].annotation)}."
+            )
     missing = [key for key, p in parameters.items() if p.default is p.empty and key not in section]
     if missing:
         raise UserError(f"config section {name!r} lacks {', '.join(missing)}.")
     return plain(section)
+
+
+def _fits(value: Any, annotation: Any) -> bool:
+    """Whether a config value is what an annotation asks for; other annotations let everything pass."""
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        return any(_fits(value, option) for option in typing.get_args(annotation))
+    kind = typing.get_origin(annotation) or annotation
+    if kind in (None, types.NoneType):
+        return value is None
+    if kind is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if kind is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if kind in (Sequence, tuple, list):
+        return isinstance(value, list | tuple)
+    if kind in (Mapping, dict):
+        return isinstance(value, Mapping | ml_collections.ConfigDict)
+    return isinstance(value, kind) if kind in (str, bool) else True
+
+
+def _type_name(annotation: Any) -> str:
+    names = {Mapping: "a section, dict(...)", Sequence: "a tuple", types.NoneType: "None"}
+    options = typing.get_args(annotation) or (annotation,)
+    kinds = [typing.get_origin(option) or option for option in options]
+    return " or ".join(names.get(kind, getattr(kind, "__name__", str(kind))) for kind in kinds)
 
 
 def plain(value: Any) -> Any:

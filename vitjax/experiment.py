@@ -5,7 +5,7 @@ Training, `--check` and `--eval_only` all start here: a config that one of them 
 
 import dataclasses
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -14,7 +14,8 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from vitjax import durations, evaluators, models, optim, sharding, tasks
-from vitjax.config import bind, plain
+from vitjax.config import Settings, bind, plain
+from vitjax.config import settings as read_settings
 from vitjax.data import pipeline, pp
 from vitjax.data.sources import open_source
 from vitjax.errors import UserError
@@ -48,6 +49,7 @@ class Experiment:
 
     Attributes:
       config: the resolved config.
+      settings: its top level.
       input: its section `input`.
       source: the training examples.
       num_classes: number of labels.
@@ -63,6 +65,7 @@ class Experiment:
     """
 
     config: ConfigDict
+    settings: Settings
     input: Input
     source: Any
     num_classes: int
@@ -87,33 +90,38 @@ class Experiment:
             batch_size=self.input.batch_size, num_examples=len(self.source), total_steps=self.total_steps
         )
 
+    @property
+    def num_params(self) -> int:
+        """Number of parameters of the model."""
+        return sum(leaf.size for leaf in jax.tree.leaves(self.abstract_state.params))
+
     def init_state(self) -> TrainState:
         """The state at step 0, born sharded."""
-        init = _init(self.config, self.task, self.optimizer, self.preprocess)
+        init = _init(self.settings, self.task, self.optimizer, self.preprocess)
         zeros = jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), self.batch_spec)
         return jax.jit(init, out_shardings=state_placement(self.abstract_state))(zeros)
 
     def train_step(self) -> Callable[[TrainState, dict], tuple[TrainState, dict]]:
         """The jitted step `(state, batch) -> (state, metrics)`; it takes over the buffers of the state."""
-        config = self.config
+        settings = self.settings
         step = make_step(
             self.task,
             self.optimizer,
             self.preprocess.device,
-            seed=config.get("seed", 0),
-            update_ema=optim.ema.create(**plain(config.ema)) if config.get("ema") else None,
-            accumulation=config.get("grad_accum", 1),
+            seed=settings.seed,
+            update_ema=optim.ema.create(**settings.ema) if settings.ema else None,
+            accumulation=settings.grad_accum,
         )
         return jax.jit(step, donate_argnums=0, out_shardings=(state_placement(self.abstract_state), None))
 
-    def batches(self, start_step: int) -> Iterator[dict[str, np.ndarray]]:
+    def batches(self, start_step: int) -> pipeline.BatchIterator:
         """This process's rows of the training batches from `start_step` on."""
         workers = self.input.workers if self.input.workers >= 0 else max(0, (os.cpu_count() or 1) - 1)
         return pipeline.train_batches(
             self.source,
             self.preprocess.host,
             batch_size=self.input.batch_size,
-            seed=self.config.get("seed", 0),
+            seed=self.settings.seed,
             start_step=start_step,
             workers=workers,
             on_error=self.input.on_error,
@@ -134,32 +142,32 @@ def build(config: ConfigDict) -> Experiment:
     Raises:
       UserError: a key nobody reads, a value that does not fit, or data that is not there.
     """
-    mesh = sharding.make_mesh(plain(config.get("mesh", (("data", -1),))))
-    accumulation = config.get("grad_accum", 1)
-    settings = Input(**bind(Input, _section(config, "input"), "input"))
-    sharding.check_batch_size(settings.batch_size, mesh, accumulation=accumulation)
+    settings = read_settings(config)
+    mesh = sharding.make_mesh(settings.mesh)
+    data = Input(**bind(Input, settings.input, "input"))
+    sharding.check_batch_size(data.batch_size, mesh, accumulation=settings.grad_accum)
 
-    source = open_source(settings.data, settings.split)
-    num_classes = config.get("num_classes") or source.num_classes
-    preprocess = parse_pp(settings.pp, num_classes, "input.pp")
-    batch_spec = first_batch_spec(source, preprocess, settings.batch_size)
+    source = open_source(data.data, data.split)
+    num_classes = settings.num_classes or source.num_classes
+    preprocess = parse_pp(data.pp, num_classes, "input.pp")
+    batch_spec = first_batch_spec(source, preprocess, data.batch_size)
 
-    model_section = dict(_section(config, "model"))
-    if "name" not in model_section:
+    model_options = dict(settings.model)
+    if "name" not in model_options:
         raise UserError("config.model.name is missing: name an architecture, such as 'vit_s32'.")
-    model = models.create(model_section.pop("name"), num_classes=num_classes, **plain(model_section))
-    task = tasks.create(plain(config.get("task", {})), model)
+    model = models.create(model_options.pop("name"), num_classes=num_classes, **model_options)
+    task = tasks.create(settings.task, model)
 
-    sizes = dict(batch_size=settings.batch_size, num_examples=len(source))
+    sizes = dict(batch_size=data.batch_size, num_examples=len(source))
     total_steps = durations.steps(config, "total", total_steps=None, **sizes)
     abstract_params = jax.eval_shape(
         lambda rng, batch: task.init(rng, preprocess.device(batch, rng))[0], jax.random.key(0), batch_spec
     )
     optimizer = optim.create(abstract_params, total_steps=total_steps, **sizes, **optimizer_section(config))
-    abstract_state = jax.eval_shape(_init(config, task, optimizer, preprocess), batch_spec)
-    if config.get("ema"):
-        bind(optim.ema.create, config.ema, "ema")
-    placement = sharding.state_shardings(abstract_state, plain(config.get("sharding", ())), mesh)
+    abstract_state = jax.eval_shape(_init(settings, task, optimizer, preprocess), batch_spec)
+    if settings.ema:
+        bind(optim.ema.create, settings.ema, "ema")
+    placement = sharding.state_shardings(abstract_state, settings.sharding, mesh)
     abstract_state = jax.tree.map(
         lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
         abstract_state,
@@ -167,10 +175,10 @@ def build(config: ConfigDict) -> Experiment:
     )
 
     experiment = Experiment(
-        config, settings, source, num_classes, preprocess, mesh, model, task, optimizer, total_steps,
+        config, settings, data, source, num_classes, preprocess, mesh, model, task, optimizer, total_steps,
         batch_spec, abstract_state, {},
     )  # fmt: skip
-    for name, section in config.get("evals", {}).items():
+    for name, section in settings.evals.items():
         experiment.evaluators[name] = _build_evaluator(experiment, name, section)
     return experiment
 
@@ -214,20 +222,13 @@ def optimizer_section(config: ConfigDict) -> dict[str, Any]:
     return {key: plain(config[key]) for key in keys if key in config}
 
 
-def _init(config: ConfigDict, task: Any, optimizer: optim.Optimizer, preprocess: pp.Preprocess) -> Callable:
-    seed, ema = config.get("seed", 0), bool(config.get("ema"))
-    return make_init(task, optimizer, preprocess.device, seed=seed, ema=ema)
+def _init(settings: Settings, task: Any, optimizer: optim.Optimizer, preprocess: pp.Preprocess) -> Callable:
+    return make_init(task, optimizer, preprocess.device, seed=settings.seed, ema=bool(settings.ema))
 
 
-def _section(config: ConfigDict, name: str) -> ConfigDict:
-    if not isinstance(config.get(name), ConfigDict):
-        raise UserError(f"config.{name} is missing: it must be a section, dict(...).")
-    return config[name]
-
-
-def _build_evaluator(experiment: Experiment, name: str, section: ConfigDict) -> tuple[int, Any]:
+def _build_evaluator(experiment: Experiment, name: str, section: dict) -> tuple[int, Any]:
     every = durations.steps(section, "log", default=experiment.total_steps, **experiment.sizes)
-    section = fill_in(plain(section), experiment.num_classes)
+    section = fill_in(section, experiment.num_classes)
     context = evaluators.Context(task=experiment.task, mesh=experiment.mesh)
     defaults = dict(batch_size=experiment.input.batch_size, loss=getattr(experiment.task, "loss_name", None))
     return every, evaluators.create(name, section, context=context, defaults=defaults)

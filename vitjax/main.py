@@ -34,27 +34,39 @@ def run(argv: Sequence[str]) -> int:
     """Parses the command line, reads the config and does what was asked for."""
     args, overrides = parse(argv)
     config = config_lib.load(args.config, overrides)
-    if not args.check and args.workdir is None:
-        raise UserError("--workdir DIR is required: it takes checkpoints, metrics and the report.")
+    workdir = None if args.check else local_folder(args.workdir)
     keep_compiled_programs()
 
     # The heavy imports wait until the command line and the config are known to be sound.
     import jax
 
-    if args.multihost:
-        from vitjax.sharding import start_processes
+    from vitjax.preemption import Preempted
 
-        start_processes()
-    if config.get("matmul_precision"):
-        jax.config.update("jax_default_matmul_precision", config.matmul_precision)
-    if args.check:
-        from vitjax.check import check
+    with Preempted() as stop:  # before jax.distributed, which takes SIGTERM over
+        if args.multihost:
+            from vitjax.sharding import start_processes
 
-        return check(config)
-    from vitjax.train import evaluate, train
+            start_processes()
+        if precision := config_lib.settings(config).matmul_precision:
+            jax.config.update("jax_default_matmul_precision", precision)
+        if workdir is None:
+            from vitjax.check import check
 
-    workdir = pathlib.Path(args.workdir)
-    return evaluate(config, workdir) if args.eval_only else train(config, workdir)
+            return check(config)
+        from vitjax.train import evaluate, train
+
+        return evaluate(config, workdir) if args.eval_only else train(config, workdir, stop)
+
+
+def local_folder(workdir: str | None) -> pathlib.Path:
+    """Returns the workdir as a path; a bucket is refused, since metrics are appended to a file."""
+    if workdir is None:
+        raise UserError("--workdir DIR is required: it takes checkpoints, metrics and the report.")
+    if "://" in workdir:
+        raise UserError(
+            f"--workdir {workdir}: name a folder of this machine; mount a bucket (gcsfuse) to use it."
+        )
+    return pathlib.Path(workdir)
 
 
 def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, str]]:

@@ -27,6 +27,8 @@ class Preempted:
 
     def __init__(self):
         self._flag = threading.Event()
+        # What the process is to exit with if it was told to stop: 128 and the signal, as shells say.
+        self.exit_code = 128 + signal.SIGTERM
         self._old = {
             signal.SIGTERM: signal.signal(signal.SIGTERM, self._on_sigterm),
             signal.SIGINT: signal.signal(signal.SIGINT, self._on_sigint),
@@ -53,6 +55,7 @@ class Preempted:
         self._flag.set()
 
     def _on_sigint(self, number: int, frame: FrameType | None) -> None:
+        self.exit_code = 128 + signal.SIGINT
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # the second one is the operating system's business
         # Not print: a handler may come in the middle of one.
         os.write(2, b"Interrupted: finishing this step and saving. Ctrl-C again leaves at once.\n")

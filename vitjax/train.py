@@ -29,8 +29,8 @@ from vitjax.train_state import TrainState
 CHECKPOINTS = "checkpoints"
 
 
-def train(config: ConfigDict, workdir: pathlib.Path) -> int:
-    """Trains to the end of the schedule, or until told to stop; returns the exit code.
+def train(config: ConfigDict, workdir: pathlib.Path, stop: Preempted) -> int:
+    """Trains to the end of the schedule, or until `stop` says so; returns the exit code.
 
     A workdir that holds checkpoints of the same config is gone on with. The result is bit for bit that of an
     uninterrupted run on as many devices.
@@ -39,7 +39,7 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> int:
       UserError: something the user can mend. What was saved before stays.
       TrainingFailed: the loss is no longer finite.
     """
-    stop, wall = Preempted(), WallTime(earlier_times(workdir))
+    wall = WallTime(earlier_times(workdir))
     with contextlib.ExitStack() as opened:
         with wall.phase("start-up"):
             run = experiment_lib.build(config)
@@ -63,7 +63,7 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> int:
         if start_step:
             progress.log(f"resumed from {workdir / CHECKPOINTS}")
         recorder = Recorder(run, writer, progress, loader, workdir, checkpointer)
-        save_every, keep_best = run.steps("ckpt", default=run.total_steps), config.get("best_metric")
+        save_every, keep_best = run.steps("ckpt", default=run.total_steps), run.settings.best_metric
         step, leaving = start_step, False
 
         while step < run.total_steps and not leaving:
@@ -97,7 +97,7 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> int:
         if leaving and step < run.total_steps:
             progress.print(f"stopped at step {step}, saved: the same command goes on from there")
             return stop.exit_code
-        if config.get("report", True):
+        if run.settings.report:
             with wall.phase("eval"):
                 report_on(run, state, workdir)
             progress.print(f"report: {workdir / 'report.html'}")
@@ -163,7 +163,9 @@ class Recorder:
             "img/sec/core": progress.images_per_second / jax.device_count(),
             "data_wait": progress.data_wait,
         }
+        about = {"num_params": run.num_params} if step == 1 else {}
         return {
+            **about,
             # The learning rate that this step used: t counts the updates before it.
             "learning_rate": float(run.optimizer.learning_rate(step - 1)),
             "examples_seen": seen,
@@ -226,13 +228,12 @@ def evaluate(config: ConfigDict, workdir: pathlib.Path) -> int:
 
 def open_checkpoints(run: Experiment, workdir: pathlib.Path) -> Checkpointer:
     """Opens the checkpoints of a workdir as the config wants them kept."""
-    config = run.config
     return Checkpointer(
         workdir / CHECKPOINTS,
-        fingerprint=fingerprint(config),
-        keep_last=config.get("keep_last", 1),
-        keep_best=1 if config.get("best_metric") else 0,
-        best_metric=config.get("best_metric"),
+        fingerprint=fingerprint(run.config),
+        keep_last=run.settings.keep_last,
+        keep_best=1 if run.settings.best_metric else 0,
+        best_metric=run.settings.best_metric,
         keep_every=run.steps("keep_ckpt", default=None),
     )
 
@@ -250,7 +251,7 @@ def describe_run(run: Experiment, workdir: pathlib.Path, wall: WallTime) -> None
     about = dict(
         total_steps=run.total_steps,
         batch_size=run.input.batch_size,
-        num_params=sum(leaf.size for leaf in jax.tree.leaves(run.abstract_state.params)),
+        num_params=run.num_params,
         wall_time=wall.split(),
     )
     write_run_info(workdir, run_info() | about)

@@ -5,6 +5,7 @@ A task has `init(rng, batch) -> (params, model_state)`, `loss(params, model_stat
 through the device half of the preprocessing.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 from vitjax.config import bind
@@ -14,7 +15,7 @@ from vitjax.tasks.classify import Classify
 TASKS = {"classify": Classify}
 
 
-def create(section: dict[str, Any], model: Any) -> Any:
+def create(section: Mapping[str, Any], model: Any) -> Any:
     """Builds the task that config section `task` names: `dict(name="classify", loss="softmax_xent")`."""
     section = dict(section)
     name = section.pop("name", "classify")
