@@ -24,15 +24,20 @@ def count(tree):
 
 
 def images(*shape, seed=0):
-    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
 def randomised(model, image, seed=1):
     """Parameters away from initialisation, so that nothing hides behind the head's zeros or unit scales."""
-    params = jax.jit(model.init)(KEY, image)["params"]
-    leaves, tree = jax.tree.flatten(params)
     rng = np.random.default_rng(seed)
-    return tree.unflatten([jnp.asarray(x + 0.2 * rng.normal(size=x.shape), x.dtype) for x in leaves])
+    draw = lambda x: (0.2 * rng.normal(size=x.shape)).astype(x.dtype)
+    return jax.tree.map(draw, shapes(model, image.shape[1:3]))
+
+
+def close(actual, desired):
+    """One float32 program against another: a few units in the last place of the tensor's maximum."""
+    scale = np.abs(desired).max()
+    np.testing.assert_allclose(actual, desired, atol=2e-5 * scale + 1e-6)
 
 
 # --- Published parameter counts: vision_transformer's models_test.py and big_vision's table of variants.
@@ -133,11 +138,11 @@ def test_initial_values():
 
 
 def test_initial_values_of_the_options():
-    model = models.create("vit_s32", num_classes=10, depth=1, posemb_layout="big_vision", head_zeroinit=False)
+    model = models.create("vit_mu16", num_classes=1000, posemb_layout="big_vision", head_zeroinit=False)
     params = jax.jit(model.init)(KEY, images(1, 224, 224, 3))["params"]
-    assert params["pos_embedding"].shape == (1, 49, 384)
-    assert np.std(params["pos_embedding"]) == pytest.approx(1 / np.sqrt(384), rel=0.02)
-    assert np.std(params["head"]["kernel"]) == pytest.approx(np.sqrt(1 / 384), rel=0.05)
+    assert params["pos_embedding"].shape == (1, 196, 32)
+    assert np.std(params["pos_embedding"]) == pytest.approx(1 / np.sqrt(32), rel=0.03)
+    assert np.std(params["head"]["kernel"]) == pytest.approx(1 / np.sqrt(32), rel=0.03)
 
 
 # --- Outputs.
@@ -174,10 +179,10 @@ def test_without_classes_there_is_no_head():
 
 def test_sincos_positions_are_fixed_and_skip_the_class_token():
     model = models.create("vit_mu16", posemb="sincos2d")
-    image = jnp.zeros((1, 32, 48, 3))
-    variables = jax.jit(model.init)(KEY, image)
-    assert "pos_embedding" not in variables["params"]
-    out = model.apply(variables, image)[1]["with_posemb"][0]
+    image = np.zeros((1, 32, 48, 3), np.float32)
+    params = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes(model, (32, 48)))
+    assert "pos_embedding" not in params
+    out = jax.jit(model.apply)({"params": params}, image)[1]["with_posemb"][0]
     assert not np.any(out[0])
     # Second row, third column: x=2, y=1; eight channels each of sin x, cos x, sin y, cos y, slowest last.
     np.testing.assert_allclose(out[6, ::8], np.sin([2, 2 + np.pi / 2, 1, 1 + np.pi / 2]), atol=1e-6)
@@ -195,7 +200,7 @@ def test_patches_may_be_any_shape():
 
 
 def test_scan_and_remat_change_nothing():
-    fields = {"num_classes": 5, "depth": 3, "layer_scale": 0.5, "pool": "gap"}
+    fields = {"num_classes": 5, "depth": 2, "layer_scale": 0.5, "pool": "gap"}
     image = images(2, 32, 32, 3)
     params = randomised(models.create("vit_mu16", **fields), image)
     scanned = loop_to_scan(params)
@@ -218,36 +223,24 @@ def test_scan_and_remat_change_nothing():
         {"scan": True, "remat": "dots_with_no_batch_dims_saveable"},
     ]:
         given = scanned if "scan" in forms else params
-        assert jax.tree.structure(shapes(models.create("vit_mu16", **fields, **forms), (32, 32))) == (
-            jax.tree.structure(given)
-        )
+        expected = shapes(models.create("vit_mu16", **fields, **forms), (32, 32))
+        assert jax.tree.map(jnp.shape, given) == jax.tree.map(jnp.shape, expected)
         results, g = run(given, **forms)
-        # One float32 program against another; logits here are of order 10.
-        np.testing.assert_allclose(results[0], logits, atol=1e-4)
-        np.testing.assert_allclose(results[1], tokens, atol=1e-4)
-        jax.tree.map(
-            lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5 * np.abs(b).max() + 1e-6), g, grads
-        )
+        jax.tree.map(close, (results, g), ((logits, tokens), grads))
 
 
-@pytest.mark.parametrize("scan", [False, True])
-def test_remat_draws_the_same_dropout(scan):
-    image = images(2, 32, 32, 3)
-    fields = {"depth": 2, "dropout": 0.3, "drop_path": 0.5, "scan": scan}
+@pytest.mark.parametrize(("scan", "dropout"), [(False, 0.0), (True, 0.3)])
+def test_remat_draws_the_same_numbers(scan, dropout):
+    image = images(8, 32, 32, 3)
+    fields = {"depth": 2, "dropout": dropout, "drop_path": 0.5, "scan": scan}
     params = randomised(models.create("vit_mu16", **fields), image)
 
     def grads(remat):
         model = models.create("vit_mu16", **fields, remat=remat)
-        loss = lambda p: jnp.square(
-            model.apply({"params": p}, image, train=True, rngs={"dropout": KEY})[0]
-        ).sum()
-        return jax.jit(jax.grad(loss))(params)
+        apply = lambda p: model.apply({"params": p}, image, train=True, rngs={"dropout": KEY})[0]
+        return jax.jit(jax.grad(lambda p: jnp.square(apply(p)).sum()))(params)
 
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5 * np.abs(b).max() + 1e-6),
-        grads(None),
-        grads("nothing_saveable"),
-    )
+    jax.tree.map(close, grads("nothing_saveable"), grads(None))
 
 
 def test_every_policy_is_one_of_jax():
@@ -262,23 +255,27 @@ def test_training_is_random_and_evaluation_is_not(scan):
     model = models.create("vit_mu16", num_classes=5, depth=2, dropout=0.5, drop_path=0.5, scan=scan)
     image = images(4, 32, 32, 3)
     params = randomised(model, image)
-    train = jax.jit(lambda key: model.apply({"params": params}, image, train=True, rngs={"dropout": key})[0])
     plain = models.create("vit_mu16", num_classes=5, depth=2, scan=scan)
-    expected = plain.apply({"params": params}, image)[0]
-    np.testing.assert_allclose(model.apply({"params": params}, image)[0], expected, atol=1e-6)
-    a, b = train(KEY), train(jax.random.key(1))
-    assert not np.allclose(a, b)
-    assert not np.allclose(a, expected)
-    np.testing.assert_array_equal(train(KEY), a)
-    # Without rates, training needs no random stream and is the same function.
-    np.testing.assert_allclose(plain.apply({"params": params}, image, train=True)[0], expected, atol=1e-6)
+
+    @jax.jit
+    def run(key):
+        one, two = (model.apply({"params": params}, image, train=True, rngs={"dropout": k})[0] for k in key)
+        evaluated = model.apply({"params": params}, image)[0]
+        # Without rates, training needs no random stream and is the same function.
+        return one, two, evaluated, plain.apply({"params": params}, image, train=True)[0]
+
+    one, two, evaluated, expected = run(jax.random.split(KEY))
+    close(evaluated, expected)
+    assert not np.allclose(one, two, rtol=1e-2)
+    assert not np.allclose(one, expected, rtol=1e-2)
+    jax.tree.map(np.testing.assert_array_equal, run(jax.random.split(KEY))[:2], (one, two))
 
 
 @pytest.mark.parametrize("scan", [False, True])
 def test_stochastic_depth_grows_with_depth(scan):
     """Counts examples that both branches of a block leave unchanged: (rate of the block) squared."""
     model = models.create("vit_mu16", depth=3, drop_path=0.8, scan=scan)
-    image = images(512, 16, 16, 3)
+    image = images(512, 16, 16, 3)  # one patch and the class token
     params = randomised(model, image)
     out = jax.jit(lambda p: model.apply({"params": p}, image, train=True, rngs={"dropout": KEY})[1])(params)
     tokens = [out["with_posemb"], *out["tokens"]]
@@ -301,7 +298,7 @@ def test_bfloat16_is_of_the_products_only(pool):
     assert out["stem"].dtype == jnp.bfloat16
     assert {out[k].dtype for k in ("with_posemb", "encoded", "head_input", "logits")} == {np.dtype("float32")}
     assert {t.dtype for t in out["tokens"]} == {np.dtype("float32")}
-    expected = models.create("vit_mu16", **fields).apply({"params": params}, image)[0]
+    expected = jax.jit(models.create("vit_mu16", **fields).apply)({"params": params}, image)[0]
     error = np.abs(logits - expected).max() / np.abs(expected).max()
     assert 1e-4 < error < 3e-2  # really in bfloat16 (8 bits), and close
 

@@ -12,7 +12,10 @@ from vitjax.weights.timm_names import from_timm, to_timm
 def test_there_and_back():
     fields = {"num_classes": 5, "depth": 2, "layer_scale": 0.1, "rep_size": 8, "pool": "map", "fc_norm": True}
     model = models.create("vit_mu16", **fields)
-    params = jax.jit(model.init)(jax.random.key(0), np.zeros((1, 32, 32, 3), np.float32))["params"]
+    image = jax.ShapeDtypeStruct((1, 32, 32, 3), np.float32)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), image)["params"]
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32), shapes)
     state = to_timm(params)
     assert state["blocks.1.attn.qkv.weight"].shape == (96, 32)
     assert state["attn_pool.kv.bias"].shape == (64,)
