@@ -71,3 +71,10 @@ def test_a_dotted_path_imports(monkeypatch, attribute):
 def test_a_dotted_path_that_leads_nowhere(path):
     with pytest.raises(UserError, match="cannot be imported"):
         models.create(path, num_classes=3)
+
+
+def test_a_dotted_path_to_something_else():
+    with pytest.raises(UserError, match="neither a linen module"):
+        models.create("vitjax.models.vit.SIZES", num_classes=3)
+    with pytest.raises(UserError, match="num_classes is not a field"):
+        models.create("vitjax.layers.norm.LayerNorm", num_classes=3)

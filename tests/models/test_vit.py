@@ -217,9 +217,8 @@ def test_scan_and_remat_change_nothing():
         return results, scan_to_loop(grads)
 
     (logits, tokens), grads = run(params)
-    for forms in [
+    for forms in [  # remat without scan: below
         {"scan": True},
-        {"remat": "nothing_saveable"},
         {"scan": True, "remat": "dots_with_no_batch_dims_saveable"},
     ]:
         given = scanned if "scan" in forms else params
@@ -229,10 +228,10 @@ def test_scan_and_remat_change_nothing():
         jax.tree.map(close, (results, g), ((logits, tokens), grads))
 
 
-@pytest.mark.parametrize(("scan", "dropout"), [(False, 0.0), (True, 0.3)])
-def test_remat_draws_the_same_numbers(scan, dropout):
+@pytest.mark.parametrize(("scan", "rates"), [(False, {"drop_path": 0.5}), (True, {"dropout": 0.3})])
+def test_remat_draws_the_same_numbers(scan, rates):
     image = images(8, 32, 32, 3)
-    fields = {"depth": 2, "dropout": dropout, "drop_path": 0.5, "scan": scan}
+    fields = {"depth": 2, "scan": scan, **rates}
     params = randomised(models.create("vit_mu16", **fields), image)
 
     def grads(remat):
@@ -320,6 +319,8 @@ def test_bfloat16_is_of_the_products_only(pool):
         ({"remat": "full"}, "nothing_saveable"),
         ({"drop_path": 1.0}, "drop_path=1.0"),
         ({"num_heads": 5}, "num_heads=5"),
+        ({"patch_size": "16"}, "patch_size='16'"),
+        ({"patch_size": (8, 0)}, "patch_size"),
         ({"class_token": False}, "class_token=False"),
     ],
 )
@@ -331,6 +332,13 @@ def test_bad_values_are_refused_at_once(fields, message):
 def test_a_size_that_the_patch_does_not_divide():
     with pytest.raises(UserError, match=r"50x32 pixels.*16x16.*48x32"):
         shapes(models.create("vit_mu16"), (50, 32))
+
+
+def test_images_of_another_size_than_the_positions():
+    model = models.create("vit_mu16")
+    params = randomised(model, images(1, 32, 32, 3))
+    with pytest.raises(UserError, match=r"has 5 entries.*have 7 tokens"):
+        model.apply({"params": params}, images(1, 32, 48, 3))
 
 
 def test_integer_images_are_refused():
