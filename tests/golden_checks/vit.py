@@ -11,9 +11,9 @@ from golden_checks import below, checks
 from vitjax.models.vit import ViT
 from vitjax.weights.timm_names import from_timm, to_timm
 
-# Absolute, as a share of max(1, max|reference|). The reference's own float32 error is up to 6e-6 on logits.
+# Share of max(1, max|reference|). PyTorch's own float32 error is up to 6e-6 on logits; ours here, 2e-6.
 FORWARD = 1e-5
-# Share of the tensor's largest gradient. Seen here: at most 4e-6.
+# Share of the tensor's largest gradient. Seen here: at most 5e-6.
 GRADIENT = 1e-4
 
 _POOLS = {"token": "tok", "avg": "gap", "map": "map", "": "none"}

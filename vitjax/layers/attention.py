@@ -16,9 +16,9 @@ class HeadProjection(nn.Module):
     are, then shaped: fan-in and fan-out are those of the matrix.
     """
 
-    shape: tuple[int, int, int]
+    shape: tuple[int, int, int]  # of the kernel: [D, H, Dh], or [H, Dh, D] out of heads
     use_bias: bool = True
-    into_heads: bool = True  # [D, H, Dh]; False: [H, Dh, D]
+    into_heads: bool = True
 
     @nn.compact
     def __call__(self):

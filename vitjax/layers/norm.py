@@ -25,4 +25,4 @@ class LayerNorm(nn.Module):
         x = x.astype(jnp.float32)
         centred = x - x.mean(-1, keepdims=True)
         variance = jnp.square(centred).mean(-1, keepdims=True)
-        return (centred * lax.rsqrt(variance + self.epsilon) * scale + bias).astype(self.dtype)
+        return (centred * (lax.rsqrt(variance + self.epsilon) * scale) + bias).astype(self.dtype)

@@ -11,8 +11,10 @@ from vitjax.errors import UserError
 
 def pair(size: int | Sequence[int]) -> tuple[int, int]:
     """Returns `(height, width)` for one number or two."""
-    height, width = (size, size) if isinstance(size, int) else size
-    return int(height), int(width)
+    sizes = (size, size) if isinstance(size, int) else tuple(size)
+    if len(sizes) != 2 or any(not isinstance(n, int) or n < 1 for n in sizes):
+        raise UserError(f"patch_size={size!r} is neither a positive whole number nor two, (height, width).")
+    return sizes
 
 
 def patchify(image, patch_size: tuple[int, int]):

@@ -10,7 +10,7 @@ import dataclasses
 import importlib
 import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import flax.linen as nn
 
@@ -35,6 +35,8 @@ def create(name: str, *, num_classes: int | None = None, **overrides: Any) -> nn
     does not have is a `UserError`. Without `num_classes` the model has no head.
     """
     make, fields = _import(name) if "." in name else _configure(name)
+    if num_classes is not None:
+        overrides["num_classes"] = num_classes
     valid = _parameters(make)
     for key in overrides:
         if valid is not None and key not in valid:
@@ -42,7 +44,7 @@ def create(name: str, *, num_classes: int | None = None, **overrides: Any) -> nn
                 f"model.{key} is not a field of {name!r}.{nearest(key, valid)} "
                 f"Valid are: {', '.join(sorted(valid - {'num_classes'}))}."
             )
-    return make(**{**fields, "num_classes": num_classes, **overrides})
+    return make(**{**fields, **overrides})
 
 
 def _configure(name: str) -> tuple[Callable[..., nn.Module], dict[str, Any]]:
@@ -62,9 +64,12 @@ def _configure(name: str) -> tuple[Callable[..., nn.Module], dict[str, Any]]:
 def _import(path: str) -> tuple[Callable[..., nn.Module], dict[str, Any]]:
     module, _, attribute = path.rpartition(".")
     try:
-        return getattr(importlib.import_module(module), attribute), {}
+        make = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError, ValueError) as error:
         raise UserError(f"model.name={path!r} cannot be imported: {error}.") from error
+    if not callable(make):
+        raise UserError(f"model.name={path!r} is neither a linen module class nor a function that makes one.")
+    return cast(Callable[..., nn.Module], make), {}
 
 
 def _parameters(make: Callable[..., nn.Module]) -> set[str] | None:

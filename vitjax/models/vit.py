@@ -58,7 +58,7 @@ class ViT(nn.Module):
       num_classes: size of the head; None or 0 for no head (`logits` are then `pre_logits`).
       patch_size: one number, or (height, width).
       pool: what the head sees. `tok`: the class token. `gap`: mean of the patch tokens. `map`: attention
-        pooling. `0`: the first token, whatever it is. `none`: all tokens.
+        pooling. `0`: the first token, class token or not. `none`: all tokens.
       class_token: whether there is one; by default exactly for `pool="tok"`.
       fc_norm: normalise after pooling instead of before (timm's `fc_norm`, its default for average pooling).
       rep_size: size of the layer before the head (Dense `pre_logits`, tanh); True means `width`, False none.
@@ -115,6 +115,7 @@ class ViT(nn.Module):
         for field in ("dropout", "drop_path"):
             if not 0 <= getattr(self, field) < 1:
                 raise UserError(f"{field}={getattr(self, field)!r} is not a rate: 0 <= {field} < 1.")
+        pair(self.patch_size)
         if self.width % self.num_heads:
             raise UserError(f"width={self.width} cannot be split over num_heads={self.num_heads} heads.")
         if self.pool == "tok" and self.class_token is False:
@@ -143,9 +144,8 @@ class ViT(nn.Module):
                 f"The model takes float images, not {image.dtype}: end pp with e.g. value_range(-1, 1)."
             )
         out = {}
-        x = out["stem"] = PatchEmbedding(self.width, pair(self.patch_size), self.dtype, name="embedding")(
-            image
-        )
+        embedding = PatchEmbedding(self.width, pair(self.patch_size), self.dtype, name="embedding")
+        x = out["stem"] = embedding(image)
         x = out["with_posemb"] = self.add_positions(x)
         x = nn.Dropout(self.dropout)(x, deterministic=not train)
         x, out["tokens"] = self.encode(x, train)
@@ -178,9 +178,18 @@ class ViT(nn.Module):
             return prepend(x + sincos_2d(height, width, dim))
         if self.posemb_layout == "augreg":
             x = prepend(x)
-            return x + self.param("pos_embedding", nn.initializers.normal(0.02), (1, *x.shape[1:]))
-        std = 1 / np.sqrt(dim)
-        return prepend(x + self.param("pos_embedding", nn.initializers.normal(std), (1, *x.shape[1:])))
+            return x + self.position_embedding(x.shape[1:], std=0.02)
+        return prepend(x + self.position_embedding(x.shape[1:], std=1 / np.sqrt(dim)))
+
+    def position_embedding(self, shape, std):
+        """Returns the learned embedding `[1, N, D]`; one made for another number of tokens is a mistake."""
+        made_for = self.get_variable("params", "pos_embedding")
+        if made_for is not None and made_for.shape[1] != shape[0]:
+            raise UserError(
+                f"The position embedding has {made_for.shape[1]} entries, but images of this size have "
+                f"{shape[0]} tokens: crop images everywhere to the size that the model was made with."
+            )
+        return self.param("pos_embedding", nn.initializers.normal(std), (1, *shape))
 
     def encode(self, x, train):
         """Runs the blocks and, unless `fc_norm`, the final norm; see `layers.encoder.Encoder`."""

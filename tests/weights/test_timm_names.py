@@ -1,0 +1,30 @@
+"""timm's names, into ours and back."""
+
+import jax
+import numpy as np
+import pytest
+
+from vitjax import models
+from vitjax.errors import UserError
+from vitjax.weights.timm_names import from_timm, to_timm
+
+
+def test_there_and_back():
+    fields = {"num_classes": 5, "depth": 2, "layer_scale": 0.1, "rep_size": 8, "pool": "map", "fc_norm": True}
+    model = models.create("vit_mu16", **fields)
+    image = jax.ShapeDtypeStruct((1, 32, 32, 3), np.float32)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), image)["params"]
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32), shapes)
+    state = to_timm(params)
+    assert state["blocks.1.attn.qkv.weight"].shape == (96, 32)
+    assert state["attn_pool.kv.bias"].shape == (64,)
+    assert state["patch_embed.proj.weight"].shape == (32, 3, 16, 16)
+    jax.tree.map(np.testing.assert_array_equal, from_timm(state, num_heads=2), params)
+
+
+def test_what_has_no_place_is_named():
+    with pytest.raises(UserError, match=r"'blocks.0.attn.proj_l.bias'.*Did you mean"):
+        from_timm({"blocks.0.attn.proj_l.bias": np.zeros(3)}, num_heads=3)
+    with pytest.raises(UserError, match="'probe'"):
+        to_timm({"probe": np.zeros(3)})
