@@ -391,9 +391,10 @@ def test_a_directory_that_cannot_be_written(tmp_path, where):
         Checkpointer(tmp_path / where, fingerprint={})
 
 
-@pytest.mark.skipif(os.getuid() == 0, reason="root writes where it likes")
 def test_a_directory_without_write_permission(tmp_path):
     tmp_path.chmod(0o500)
+    if os.access(tmp_path, os.W_OK):
+        pytest.skip("root writes where it likes")
     with pytest.raises(UserError, match="Permission denied"):
         Checkpointer(tmp_path, fingerprint={})
 

@@ -89,10 +89,11 @@ def read(path: epath.Path, saved: Leaves, wanted: Leaves) -> Leaves:
             if not everywhere(not of_leaf):
                 raise DamagedError(f"leaf {name} cannot be read ({of_leaf or 'by another process'})")
         raise DamagedError(f"it cannot be read ({complaint or 'by another process'})")
-    for (name, leaf), found in zip(leaves.items(), checksums(leaves.values()), strict=True):
-        # Orbax hands a typed PRNG key back as plain numbers if the file that says so is gone.
-        if not everywhere([*_signature(leaf), found] == saved[name]):
-            raise DamagedError(f"leaf {name} does not match its checksum")
+    sums = checksums(leaves.values())
+    # The type too: Orbax hands a typed PRNG key back as plain numbers if the file that says so is gone.
+    changed = [n for (n, x), c in zip(leaves.items(), sums, strict=True) if [*_signature(x), c] != saved[n]]
+    if not everywhere(not changed):
+        raise DamagedError(f"leaf {changed[0] if changed else 'of a process'} does not match its checksum")
     return leaves
 
 
