@@ -206,12 +206,9 @@ class Checkpointer:
             return
         concurrent.futures.wait([pending])
         error = pending.exception()
-        if not files.everywhere(
-            error is None
-        ):  # also keeps the others from looking while process 0 still deletes
-            raise error or UserError(
-                "Another process could not save its part of the checkpoint; see its error."
-            )
+        # Asking the others also keeps them from looking at the directory while process 0 still deletes.
+        if not files.everywhere(error is None):
+            raise error or UserError("Another process could not save its part of the checkpoint.")
 
     def close(self) -> None:
         """Waits for the last save and ends the background thread. UserError if that save failed."""
