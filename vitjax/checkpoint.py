@@ -168,20 +168,13 @@ class Checkpointer:
         wanted = files.named_leaves(abstract_state)
         damaged: dict[int, str] = {}
         for step in reversed(self.steps()):
-            path, leaves, complaint = self.directory / str(step), {}, ""
-            try:
-                record = files.read_record(path)
-                if told := files.difference(record["leaves"], wanted):
-                    raise UserError(f"{path} holds another state than this run's: {told}. {self._remedy}")
-                leaves = files.read(path, record["leaves"], wanted)
-            except files.DamagedError as e:
-                complaint = str(e)
-            if _everywhere(not complaint):
+            leaves, complaint = self._read(self.directory / str(step), wanted)
+            if not complaint:
                 self._set_aside(damaged, step)
                 self._known = step
                 asked, structure = jax.tree.flatten(abstract_state)
                 return step, structure.unflatten(map(files.as_asked, asked, leaves.values()))
-            damaged[step] = complaint or "another process cannot read it"
+            damaged[step] = complaint
         if not damaged:
             return None
         told = "; ".join(f"step {step}: {complaint}" for step, complaint in damaged.items())
@@ -190,6 +183,22 @@ class Checkpointer:
             " undamaged copy, or move the directory away to start at step 0."
         )
 
+    def _read(self, path: epath.Path, wanted: files.Leaves) -> tuple[files.Leaves, str]:
+        """The leaves, or what is wrong with them."""
+        saved, complaint = {}, ""
+        try:
+            saved = files.read_record(path)["leaves"]
+        except files.DamagedError as e:
+            complaint = str(e)
+        if not files.everywhere(not complaint):
+            return {}, complaint or "another process cannot read its record"
+        if told := files.difference(saved, wanted):
+            raise UserError(f"{path} holds another state than this run's: {told}. {self._remedy}")
+        try:
+            return files.read(path, saved, wanted), ""
+        except files.DamagedError as e:
+            return {}, str(e)
+
     def wait(self) -> None:
         """Blocks until the last save is committed and old ones are deleted. UserError if it failed."""
         pending, self._pending = self._pending, None
@@ -197,10 +206,9 @@ class Checkpointer:
             return
         concurrent.futures.wait([pending])
         error = pending.exception()
-        if not _everywhere(error is None):  # also keeps the others from looking while process 0 still deletes
-            raise error or UserError(
-                "Another process could not save its part of the checkpoint; see its error."
-            )
+        # Asking the others also keeps them from looking at the directory while process 0 still deletes.
+        if not files.everywhere(error is None):
+            raise error or UserError("Another process could not save its part of the checkpoint.")
 
     def close(self) -> None:
         """Waits for the last save and ends the background thread. UserError if that save failed."""
@@ -290,15 +298,18 @@ class Checkpointer:
             return
 
     def _set_aside(self, damaged: Mapping[int, str], used: int) -> None:
+        targets = {}
+        for step in damaged:
+            targets[step], n = self.directory / f"damaged-{step}", 1
+            while targets[step].exists():
+                targets[step], n = self.directory / f"damaged-{step}-{n + 1}", n + 1
+        _sync("names for damaged checkpoints are found")
         for step, complaint in damaged.items():
-            target, n = self.directory / f"damaged-{step}", 1
-            while target.exists():
-                target, n = self.directory / f"damaged-{step}-{n + 1}", n + 1
             if jax.process_index() == 0:
-                (self.directory / str(step)).rename(target)
+                (self.directory / str(step)).rename(targets[step])
             self._warn(
                 f"the checkpoint of step {step} is damaged: {complaint}. Going on from step {used};"
-                f" the damaged one is now {target}."
+                f" the damaged one is now {targets[step]}."
             )
         _sync("damaged checkpoints are set aside")
 
@@ -352,10 +363,6 @@ def _delete(path: epath.Path) -> None:
 def _sync(name: str) -> None:
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
-
-
-def _everywhere(ok: bool) -> bool:
-    return ok if jax.process_count() == 1 else bool(multihost_utils.process_allgather(np.asarray(ok)).all())
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

@@ -8,17 +8,22 @@ imported when first needed: it costs a second or two.
                                  `leaves` (name: [dtype, shape, checksum]), `format`, and a `crc` of all these
 """
 
+import contextlib
 import functools
+import gc
 import json
 import logging
 import os
+import sys
+import warnings
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 from etils import epath
+from jax.experimental import multihost_utils
 
 from vitjax.checksum import checksums
 from vitjax.errors import UserError
@@ -73,21 +78,28 @@ def read_record(path: epath.Path) -> dict[str, Any]:
 
 
 def read(path: epath.Path, saved: Leaves, wanted: Leaves) -> Leaves:
-    """The wanted leaves, compared with their checksums. DamagedError names the first bad one."""
-    leaves, error = {}, None
-    try:
-        leaves = _load_orbax(path, saved, wanted)
-    except Exception as e:
-        if isinstance(e, MemoryError) or "RESOURCE_EXHAUSTED" in str(e):
-            raise  # this machine's trouble, not the file's
-        error = e
-    if error is not None:  # outside the handler, or each leaf's error would carry this one as its context
-        raise DamagedError(_first_unreadable(path, saved, wanted) or f"it cannot be read ({brief(error)})")
-    for (name, leaf), found in zip(leaves.items(), checksums(leaves.values()), strict=True):
-        # Orbax hands a typed PRNG key back as plain numbers if the file that says so is gone.
-        if [*_signature(leaf), found] != saved[name]:
-            raise DamagedError(f"leaf {name} does not match its checksum")
+    """The wanted leaves, compared with their checksums. DamagedError names the first bad one.
+
+    All processes must call this together; what one cannot read is damaged for all.
+    """
+    leaves, complaint = _try_orbax(path, saved, wanted)
+    if not everywhere(not complaint):
+        for name, x in wanted.items():
+            _, of_leaf = _try_orbax(path, saved, {name: x})
+            if not everywhere(not of_leaf):
+                raise DamagedError(f"leaf {name} cannot be read ({of_leaf or 'by another process'})")
+        raise DamagedError(f"it cannot be read ({complaint or 'by another process'})")
+    sums = checksums(leaves.values())
+    # The type too: Orbax hands a typed PRNG key back as plain numbers if the file that says so is gone.
+    changed = [n for (n, x), c in zip(leaves.items(), sums, strict=True) if [*_signature(x), c] != saved[n]]
+    if not everywhere(not changed):
+        raise DamagedError(f"leaf {changed[0] if changed else 'of a process'} does not match its checksum")
     return leaves
+
+
+def everywhere(ok: bool) -> bool:
+    """Whether it is ok in all processes; all must ask."""
+    return ok if jax.process_count() == 1 else bool(multihost_utils.process_allgather(np.asarray(ok)).all())
 
 
 def difference(saved: Leaves, wanted: Leaves) -> str:
@@ -163,6 +175,35 @@ def _orbax() -> Any:
     return v1
 
 
+def _try_orbax(path: epath.Path, saved: Leaves, wanted: Leaves) -> tuple[Leaves, str]:
+    """The leaves, or why they cannot be read.
+
+    Waits for no other process, since one that stumbles would leave the rest waiting. But Orbax counts its
+    calls, and all processes must make as many: so none may be skipped where another process makes it.
+    """
+    with _hushed():
+        try:
+            return _load_orbax(path, saved, wanted), ""
+        except Exception as e:
+            if isinstance(e, MemoryError) or "RESOURCE_EXHAUSTED" in str(e):
+                raise  # this machine's trouble, not the file's
+            complaint = brief(e)
+        gc.collect()
+    return {}, complaint
+
+
+@contextlib.contextmanager
+def _hushed() -> Iterator[None]:
+    """No stack traces of pieces that a failed load leaves hanging, when they are freed in here."""
+    log, hook = logging.getLogger("asyncio"), sys.unraisablehook
+    log.disabled, sys.unraisablehook = True, lambda _: None
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            yield
+    finally:
+        log.disabled, sys.unraisablehook = False, hook
+
+
 def _load_orbax(path: epath.Path, saved: Leaves, wanted: Leaves) -> Leaves:
     ocp = _orbax()
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
@@ -173,17 +214,13 @@ def _load_orbax(path: epath.Path, saved: Leaves, wanted: Leaves) -> Leaves:
         elif isinstance(x, jax.Array | jax.ShapeDtypeStruct):
             x = jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding or device)
         abstract[name] = x
-    tree = ocp.load_checkpointables(path, {"state": nest(abstract)})["state"]
+    context = ocp.Context()
+    context.multiprocessing.primary_host = jax.process_index()
+    context.multiprocessing.active_processes = {jax.process_index()}
+    context.multiprocessing.barrier_sync_key_prefix = f"process_{jax.process_index()}"
+    with context:
+        tree = ocp.load_checkpointables(path, {"state": nest(abstract)})["state"]
     return {name: functools.reduce(lambda node, key: node[key], name.split("/"), tree) for name in wanted}
-
-
-def _first_unreadable(path: epath.Path, saved: Leaves, wanted: Leaves) -> str:
-    for name, x in wanted.items():
-        try:
-            _load_orbax(path, saved, {name: x})
-        except Exception as e:
-            return f"leaf {name} cannot be read ({brief(e)})"
-    return ""
 
 
 def _crc(record: Mapping[str, Any]) -> int:
