@@ -125,6 +125,8 @@ def _dress(axes, log: bool, percent: bool) -> None:
             axes.yaxis.set_major_formatter(ticker.PercentFormatter(1.0))
         elif high >= 10_000:
             axes.yaxis.set_major_formatter(ticker.EngFormatter(sep=""))
+        elif high < 0.01:  # learning rates
+            axes.yaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:g}"))
 
 
 def _for_page(svg: str, key: str) -> str:
@@ -135,7 +137,8 @@ def _for_page(svg: str, key: str) -> str:
     head = r'<svg viewBox="\1" aria-hidden="true">'
     svg = re.sub(r'<svg [^>]*?viewBox="([^"]*)"[^>]*>', head, svg, count=1)
     svg = re.sub(r" font-family: [^;]*;", "", svg)
-    svg = re.sub(r"(\.\d\d)\d+", r"\1", svg)
+    # Coordinates to a hundredth of a point; only inside attributes, since tick labels are text.
+    svg = re.sub(r'="[^"]*"', lambda match: re.sub(r"(\.\d\d)\d+", r"\1", match[0]), svg)
     svg = (
         svg.replace('id="', f'id="{key}-')
         .replace("url(#", f"url(#{key}-")

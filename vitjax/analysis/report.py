@@ -236,7 +236,7 @@ def _groups(names: list[str]) -> Iterable[tuple[str, list[str], dict[str, bool]]
         [n for n in names if n in ("l2_grads", "l2_params", "l2_updates")],
         {"log": True, "noisy": True},
     )
-    yield "Images/s", [n for n in names if n in ("img/sec", "img/sec/core")], {"noisy": True}
+    yield "Images/s", [n for n in names if n == "img/sec"], {"noisy": True}
 
 
 def _chart(key: str, title: str, shown: list[tuple[str, curves.Series]], style: dict[str, bool]) -> str:
