@@ -115,7 +115,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         split=data["train"],
         pp="|".join(train_pp),
         batch_size=args.batch or (4096 if imagenet else 64),
-        workers=-1,
+        workers=0 if args.data == "digits" else -1,
     )
 
     config.model = dict(

@@ -106,6 +106,21 @@ def test_sigterm_saves_and_the_same_command_goes_on(tmp_path, uninterrupted):
     assert final_arrays(tmp_path) == final_arrays(uninterrupted)
 
 
+def test_ctrl_c_saves_though_it_reaches_the_workers_too(tmp_path, uninterrupted):
+    command = (*SHORT, "--config.ckpt_steps=1000", "--config.input.workers=1", "--workdir", tmp_path)
+    process = start(*command, start_new_session=True)
+    for line in process.stdout:
+        if line.startswith("step 9/"):
+            os.killpg(process.pid, signal.SIGINT)
+            break
+    output = process.stdout.read()
+    assert process.wait() == 128 + signal.SIGINT, output
+    assert "saved: the same command goes on from there" in output and "Traceback" not in output
+    code, output = finish(start(*command))
+    assert code == 0, output
+    assert final_arrays(tmp_path) == final_arrays(uninterrupted)
+
+
 def test_a_finished_run_is_not_trained_again(uninterrupted):
     before = final_arrays(uninterrupted)
     code, output = finish(start(*SHORT, "--workdir", uninterrupted))
@@ -226,6 +241,83 @@ def test_a_workdir_that_cannot_be_written_is_named(tmp_path, capsys):
     blocked = tmp_path / "file"
     blocked.write_text("in the way")
     assert str(blocked) in refusal(capsys, *SHORT, "--workdir", blocked)
+
+
+@pytest.fixture(scope="module")
+def photo_folder(tmp_path_factory):
+    """Two classes of ten PNG files each, made of the digits 0 and 1."""
+    import cv2
+
+    from vitjax.data.sources import open_source
+
+    root, source, count = tmp_path_factory.mktemp("photos"), open_source("digits"), {0: 0, 1: 0}
+    for i in range(len(source)):
+        image, label = source[i]["image"], int(source[i]["label"])
+        if count.get(label, 10) < 10:
+            (root / f"class{label}").mkdir(exist_ok=True)
+            cv2.imwrite(str(root / f"class{label}" / f"{count[label]}.png"), image)
+            count[label] += 1
+    return root
+
+
+def folder_command(root, workdir):
+    pp = "decode|resize(16)|value_range(-1, 1)|onehot({num_classes}, key='label', key_result='labels')"
+    return (
+        *(*SHORT, "--workdir", workdir, f"--config.input.data=folder:{root}", "--config.num_classes=2"),
+        *(
+            f"--config.input.pp={pp}",
+            f"--config.evals.val.data=folder:{root}",
+            "--config.evals.val.split=train",
+        ),
+        *(f"--config.evals.val.pp={pp}", "--config.total_steps=4"),
+    )
+
+
+@pytest.mark.parametrize("damage", ["truncated", "foreign"])
+def test_a_broken_image_is_named_or_passed_over_and_counted(tmp_path, photo_folder, capsys, damage):
+    import shutil
+
+    root = tmp_path / "photos"
+    shutil.copytree(photo_folder, root)
+    victim = root / "class1" / "3.png"
+    victim.write_bytes(victim.read_bytes()[:60] if damage == "truncated" else b"not an image at all")
+    error = refusal(capsys, *folder_command(root, tmp_path / "stops"))
+    assert "class1/3.png" in error and "on_error" in error
+    assert (
+        main(
+            [str(word) for word in folder_command(root, tmp_path / "goes")] + ["--config.input.on_error=skip"]
+        )
+        == 0
+    )
+    last = metrics(tmp_path / "goes")[-1]
+    assert last["data/skipped"] > 0 and last["val/skipped"] == 1
+
+
+def test_an_empty_class_folder_is_named(tmp_path, photo_folder, capsys):
+    import shutil
+
+    shutil.copytree(photo_folder, tmp_path / "photos")
+    (tmp_path / "photos" / "zebra").mkdir()
+    assert "zebra" in refusal(capsys, *folder_command(tmp_path / "photos", tmp_path / "w"))
+
+
+def test_a_full_disk_is_named_and_loses_nothing(tmp_path):
+    """A file-size limit stands for the disk: the writes of the second checkpoint fail as on a full one."""
+    import resource
+
+    command = (*SHORT, "--workdir", tmp_path, "--config.total_steps=40")
+    process = start(*command)
+    for line in process.stdout:
+        if line.startswith("step 12/"):
+            # From here on no file may grow beyond a kilobyte.
+            resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (1024, 1024))
+            break
+    output = process.stdout.read()
+    assert process.wait() == 2, output
+    assert "error: " in output and "Traceback" not in output, output
+    code, output = finish(start(*command))
+    assert code == 0, output
+    assert "resumed" in output
 
 
 def test_check_builds_by_shape_and_trains_nothing(capsys):

@@ -42,6 +42,11 @@ class Input:
     workers: int = 0
     on_error: str = "raise"
 
+    @property
+    def num_workers(self) -> int:
+        """The number of worker processes, with -1 resolved for this machine."""
+        return self.workers if self.workers >= 0 else max(0, (os.cpu_count() or 1) - 1)
+
 
 @dataclasses.dataclass
 class Experiment:
@@ -116,14 +121,13 @@ class Experiment:
 
     def batches(self, start_step: int) -> pipeline.BatchIterator:
         """This process's rows of the training batches from `start_step` on."""
-        workers = self.input.workers if self.input.workers >= 0 else max(0, (os.cpu_count() or 1) - 1)
         return pipeline.train_batches(
             self.source,
             self.preprocess.host,
             batch_size=self.input.batch_size,
             seed=self.settings.seed,
             start_step=start_step,
-            workers=workers,
+            workers=self.input.num_workers,
             on_error=self.input.on_error,
             num_classes=self.num_classes,
             process_index=jax.process_index(),
@@ -230,5 +234,10 @@ def _build_evaluator(experiment: Experiment, name: str, section: dict) -> tuple[
     every = durations.steps(section, "log", default=experiment.total_steps, **experiment.sizes)
     section = fill_in(section, experiment.num_classes)
     context = evaluators.Context(task=experiment.task, mesh=experiment.mesh)
-    defaults = dict(batch_size=experiment.input.batch_size, loss=getattr(experiment.task, "loss_name", None))
+    defaults = dict(
+        batch_size=experiment.input.batch_size,
+        workers=experiment.input.num_workers,
+        on_error=experiment.input.on_error,
+        loss=getattr(experiment.task, "loss_name", None),
+    )
     return every, evaluators.create(name, section, context=context, defaults=defaults)

@@ -29,8 +29,8 @@ class Batches:
 
     opened = closed = 0
 
-    def __init__(self, source, host_fn, *, batch_size, workers, process_index, process_count):
-        assert batch_size % process_count == 0 and workers == 0
+    def __init__(self, source, host_fn, *, batch_size, workers, on_error, process_index, process_count):
+        assert batch_size % process_count == 0 and workers == 0 and on_error == "raise"
         self.source, self.host_fn, self.batch_size = source, host_fn, batch_size
         self.local = np.split(np.arange(batch_size), process_count)[process_index]
         Batches.opened += 1

@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import multiprocessing
 import os
+import signal
 import sys
 import threading
 import weakref
@@ -333,6 +334,8 @@ def _start_worker(worker_index: int, worker_count: int) -> None:
     """Runs first in each worker process."""
     del worker_index, worker_count
     cv2.setNumThreads(0)
+    # Ctrl-C goes to every process of a terminal; the run that asked for batches decides when they end.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_die_with_parent, daemon=True).start()
 
 

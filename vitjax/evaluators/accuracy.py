@@ -39,6 +39,7 @@ class Accuracy:
         loss: str,
         batch_size: int,
         workers: int = 0,
+        on_error: str = "raise",
         label_key: str = "labels",
         use_ema: bool = False,
     ):
@@ -52,13 +53,20 @@ class Accuracy:
           loss: a name of `vitjax.losses`.
           batch_size: the global batch size; it affects only speed and memory.
           workers: processes that decode; 0 for threads of this one.
+          on_error: `raise` stops at a broken image, `skip` leaves it out and yields `skipped`, their number.
           label_key: the dense labels in a preprocessed batch.
           use_ema: evaluate the averaged parameters.
         """
         self.task, self.label_key, self.use_ema = context.task, label_key, use_ema
         self.loss, self.loss_fn = loss, losses.get(loss)
         self.input = inputs.EvalInput(
-            context, data=data, split=split, pp=pp, batch_size=batch_size, workers=workers
+            context,
+            data=data,
+            split=split,
+            pp=pp,
+            batch_size=batch_size,
+            workers=workers,
+            on_error=on_error,
         )
         self._sums_step = inputs.replicated_jit(self._sums, context.mesh)
         self._answers_step = inputs.replicated_jit(self._answers, context.mesh)
@@ -77,6 +85,8 @@ class Accuracy:
         yield "prec@5", float(total["top5"] / seen)
         yield "loss", float(total["loss"] / seen)
         yield "ece", float(np.abs(total["bin_correct"] - total["bin_confidence"]).sum() / seen)
+        if self.input.skipped:
+            yield "skipped", float(self.input.skipped)
 
     def predictions(self, train_state: Any) -> dict[str, np.ndarray]:
         """Returns the answers to all N examples, in the order of the source.

@@ -17,8 +17,21 @@ from vitjax.evaluators import Context
 class EvalInput:
     """All examples of one split, preprocessed and placed on the mesh, each exactly once."""
 
-    def __init__(self, context: Context, *, data: str, split: str, pp: str, batch_size: int, workers: int):
-        """Opens the split; `batch_size` is rounded up to what the devices can share evenly."""
+    def __init__(
+        self,
+        context: Context,
+        *,
+        data: str,
+        split: str,
+        pp: str,
+        batch_size: int,
+        workers: int = 0,
+        on_error: str = "raise",
+    ):
+        """Opens the split; `batch_size` is rounded up to what the devices can share evenly.
+
+        `skipped` counts the broken examples that the last pass masked out here (`on_error="skip"`).
+        """
         if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
             raise errors.UserError(
                 f"config.evals: batch_size={batch_size!r} must be a whole number from 1 on."
@@ -27,6 +40,7 @@ class EvalInput:
         self.source = _open_source(data, split=split)
         self.preprocess = _parse(pp)
         self.mesh, self.progress, self.workers = context.mesh, context.progress, workers
+        self.on_error, self.skipped = on_error, 0
         axes = context.mesh.axis_names
         self.sharding = context.batch_sharding or NamedSharding(
             context.mesh, PartitionSpec("data" if "data" in axes else axes[0])
@@ -43,6 +57,7 @@ class EvalInput:
             self.preprocess.host,
             batch_size=self.batch_size,
             workers=self.workers,
+            on_error=self.on_error,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
         )
@@ -54,6 +69,7 @@ class EvalInput:
                 if self.progress:
                     self.progress(done, total)
         finally:
+            self.skipped = getattr(batches, "skipped", 0)
             batches.close()
 
     def map(self, function: Any, *args: Any) -> Iterator[Any]:
