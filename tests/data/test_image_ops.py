@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vitjax.data import image_ops, pp
+from vitjax.data import crop_ops, pp, resize_ops
 from vitjax.errors import UserError
 
 FOLDER = pathlib.Path(__file__).parents[1] / "goldens/augreg_ops"
@@ -149,9 +149,9 @@ def test_resize_equals_tensorflow(kind):
 
 def test_flat_regions_stay_what_they_are():
     flat = np.broadcast_to(np.asarray([255, 1, 130], np.uint8), (331, 217, 3))
-    for method in image_ops._METHODS:
+    for method in resize_ops._METHODS:
         for antialias in (False, True):
-            result = image_ops.resize_image(flat, 224, 224, method, antialias)
+            result = resize_ops.resize_image(flat, 224, 224, method, antialias)
             np.testing.assert_array_equal(result, np.broadcast_to(flat[:1, :1], (224, 224, 3)))
 
 
@@ -197,13 +197,13 @@ def test_crops_equal_tensorflows_draw_by_draw():
     words = np.split(CROPS["words"], np.cumsum(CROPS["counts"])[:-1])
     for case, drawn in zip(CROPS["cases"], words, strict=True):
         height, width = case[:2].astype(int).tolist()
-        crop = image_ops.sample_crop(height, width, Words(drawn), tuple(case[2:4] / 100), tuple(case[4:6]))
+        crop = crop_ops.sample_crop(height, width, Words(drawn), tuple(case[2:4] / 100), tuple(case[4:6]))
         assert crop == tuple(case[6:].astype(int).tolist()), case
 
 
 def test_crops_have_tensorflows_distribution():
     rng = np.random.default_rng(0)
-    drawn = np.asarray([image_ops.sample_crop(375, 500, rng) for _ in range(10_000)], float)
+    drawn = np.asarray([crop_ops.sample_crop(375, 500, rng) for _ in range(10_000)], float)
     drawn = np.column_stack([drawn, drawn[:, 2] * drawn[:, 3] / (375 * 500), drawn[:, 3] / drawn[:, 2]])
     quantiles = load("crop_quantiles.npz")["quantiles"]
     for column, expected in zip(drawn.T, quantiles.T, strict=True):
