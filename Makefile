@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: demo test lint types tensorflow-free check clean
+.PHONY: demo test lint types tensorflow-free check docs clean
 
 demo: $(VENV)/.core
 	$(RUN) -m vitjax.main --config configs/quickstart.py --workdir runs/quickstart
@@ -23,6 +23,10 @@ tensorflow-free: $(VENV)/.test
 	$(RUN) tests/imports_no_tensorflow.py
 
 check: lint types tensorflow-free test
+
+docs: $(VENV)/bin/python
+	$(RUN) -m pip install --quiet --editable ".[docs]"
+	$(RUN) -m sphinx -q -W docs docs/_build
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "vitjax needs Python 3.11 or newer")'

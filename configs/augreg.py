@@ -15,6 +15,7 @@ Arguments (defaults first):
   rep      False: no representation layer before the head (i21k: never; i1k: trained both ways)
   compat   augreg | fixed: RandAugment with or without the quirks of the code behind the published models
   dtype    float32 | bfloat16: compute type; parameters are float32 always
+  fewshot  False; True: the study's few-shot probes of frozen features, on six data sets through TFDS
   classes  number of labels, for sources that are not ImageNet: as many as the source has
 """
 
@@ -69,6 +70,14 @@ IMAGENET: dict[str, dict[str, Any]] = {
         head_bias=-10.0,
     ),
 }
+FEWSHOT = {
+    "caltech": ("tfds:caltech101", "train", "test"),
+    "cars": ("tfds:cars196:2.1.0", "train", "test"),
+    "cifar": ("tfds:cifar100", "train", "test"),
+    "dtd": ("tfds:dtd", "train", "test"),
+    "pets": ("tfds:oxford_iiit_pet", "train", "test"),
+    "uc_merced": ("tfds:uc_merced", "train[:1000]", "train[1000:]"),
+}
 SMALL: dict[str, Any] = dict(train="train", evals={"val": "test"}, classes=None, head_bias=0.0)
 
 
@@ -88,6 +97,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         rep=False,
         compat="augreg",
         dtype="float32",
+        fewshot=False,
         classes=None,
     )
     imagenet = args.data in IMAGENET
@@ -143,6 +153,10 @@ def get_config(arg: str | None = None) -> ConfigDict:
         name: dict(type="accuracy", data=data["data"], split=split, pp=eval_pp, loss="sigmoid_xent", **often)
         for name, split in data["evals"].items()
     }
+    if args.fewshot:
+        crop = f"resize({args.res * 256 // 224})|central_crop({args.res})"
+        pp = f"decode|{crop}|value_range(-1, 1)|keep('image', 'label')"
+        config.evals.fewshot = dict(type="fewshot", datasets=FEWSHOT, pp=pp, **often)
     config.best_metric = f"{next(iter(data['evals']))}/prec@1"
     config.log_training_steps = 50 if imagenet else 10
     config.ckpt_steps = 1_000 if imagenet else 100

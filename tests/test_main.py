@@ -32,7 +32,7 @@ SHORT = (
     "--config.report=False",
 )
 # Times and rates, which no two runs share.
-CIRCUMSTANCES = ("img/sec", "img/sec/core", "data_wait")
+CIRCUMSTANCES = ("img/sec", "img/sec/core", "data_wait", "uptime", "core_hours")
 
 
 def start(*args, **options):
@@ -159,6 +159,7 @@ def test_quickstart_leaves_a_record_of_itself(quickstart):
     about = json.loads((workdir / "run.json").read_text())
     assert about["versions"]["jax"] and about["devices"] and "git" in about
     assert set(about["wall_time"]) >= {"start-up", "compile", "data wait", "step", "eval", "checkpoint"}
+    assert "encoderblock_3" in (workdir / "parameters.txt").read_text()
     assert "<svg" in (workdir / "report.html").read_text()
     first = metrics(workdir)[0]
     assert first["step"] == 1 and first["learning_rate"] == 0

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from clu import parameter_overview
 from ml_collections import ConfigDict
 
 from vitjax import experiment as experiment_lib
@@ -18,6 +19,7 @@ from vitjax.analysis import report
 from vitjax.checkpoint import Checkpointer
 from vitjax.config import fingerprint
 from vitjax.data import pp
+from vitjax.data.pipeline import BatchIterator
 from vitjax.errors import TrainingFailed, UserError
 from vitjax.experiment import Experiment
 from vitjax.metrics import MetricWriter, WallTime
@@ -60,9 +62,10 @@ def train(config: ConfigDict, workdir: pathlib.Path, stop: Preempted) -> int:
                 enabled=main_process,
             )
         )
+        progress.print(headline(run))
         if start_step:
             progress.log(f"resumed from {workdir / CHECKPOINTS}")
-        recorder = Recorder(run, writer, progress, loader, workdir, checkpointer)
+        recorder = Recorder(run, writer, progress, wall, loader, workdir, checkpointer)
         save_every, keep_best = run.steps("ckpt", default=run.total_steps), run.settings.best_metric
         step, leaving = start_step, False
 
@@ -117,12 +120,13 @@ class Recorder:
         run: Experiment,
         writer: MetricWriter,
         progress: Progress,
-        loader: Any,
+        wall: WallTime,
+        loader: BatchIterator,
         workdir: pathlib.Path,
         checkpointer: Checkpointer,
     ):
-        self._run, self._writer, self._progress, self._loader = run, writer, progress, loader
-        self._workdir, self._checkpointer = workdir, checkpointer
+        self._run, self._writer, self._progress, self._wall = run, writer, progress, wall
+        self._loader, self._workdir, self._checkpointer = loader, workdir, checkpointer
         self._log_every = run.steps("log_training", default=50)
         self._pending: collections.deque = collections.deque()
 
@@ -166,12 +170,15 @@ class Recorder:
         about = {"num_params": run.num_params} if step == 1 else {}
         return {
             **about,
-            # The learning rate that this step used: t counts the updates before it.
+            # What this step used: a schedule counts the updates before it.
+            **{name: float(value) for name, value in run.optimizer.global_schedule(step - 1).items()},
             "learning_rate": float(run.optimizer.learning_rate(step - 1)),
             "examples_seen": seen,
             "epoch": seen / len(run.source),
             "progress": step / run.total_steps,
-            "data/skipped": getattr(self._loader, "skipped", 0),
+            "data/skipped": self._loader.skipped,
+            "uptime": self._wall.total,
+            "core_hours": self._wall.total * jax.device_count() / 3600,
             **{name: value for name, value in rates.items() if math.isfinite(value)},
         }
 
@@ -243,11 +250,23 @@ def earlier_times(workdir: pathlib.Path) -> dict[str, float]:
     return read_run_info(workdir).get("wall_time", {}) if (workdir / CHECKPOINTS).is_dir() else {}
 
 
+def headline(run: Experiment) -> str:
+    """One line that says what is about to be trained on what."""
+    kind, epochs = jax.devices()[0], run.total_steps * run.input.batch_size / len(run.source)
+    return (
+        f"{run.settings.model['name']}: {run.num_params:,} parameters, {run.total_steps:,} steps of "
+        f"{run.input.batch_size:,} ({epochs:.4g} epochs of {run.source.name}) on {jax.device_count()} x "
+        f"{kind.device_kind}"
+    )
+
+
 def describe_run(run: Experiment, workdir: pathlib.Path, wall: WallTime) -> None:
-    """Writes the resolved config, versions, devices, git revision and times so far into the workdir."""
+    """Writes config, parameter overview, versions, devices, git revision and times into the workdir."""
     if jax.process_index() != 0:
         return
     files.replace(workdir / "config.json", run.config.to_json_best_effort(indent=2) + "\n")
+    overview = parameter_overview.get_parameter_overview(run.abstract_state.params, include_stats=False)
+    files.replace(workdir / "parameters.txt", overview + "\n")
     about = dict(
         total_steps=run.total_steps,
         batch_size=run.input.batch_size,

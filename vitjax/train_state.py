@@ -96,7 +96,7 @@ def make_step(
             ema_params = update_ema(state.ema_params, params, state.step)
         new = TrainState(state.step + 1, params, model_state, opt_state, ema_params)
         norms = dict(
-            l2_grads=optax.tree.norm(grads),
+            l2_grads=optax.tree.norm(optimizer.trainable(grads)),
             l2_params=optax.tree.norm(params),
             l2_updates=optax.tree.norm(updates),
         )

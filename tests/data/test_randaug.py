@@ -35,8 +35,8 @@ def test_equals_big_vision(op):
         before = GOLDENS[image].copy()
         result = randaug.apply_op(op, GOLDENS[image], float(magnitude), Drawn(sign, place))
         if op == "Sharpness":
-            # Its blur is a float convolution. Where the processor has no fused multiply-add, a sum may truncate
-            # to the grey level beside it in 0.3 % of places; the blend multiplies that by up to 1.8 m/10 - 0.9.
+            # Its blur is a float convolution. Where the processor has no fused multiply-add, a sum may
+            # truncate to the grey level beside it in 0.3 % of places; the blend multiplies that by up to 3.
             off = np.abs(result.astype(int) - GOLDENS[case].astype(int))
             assert (off > 0).mean() < 0.01 and off.max() <= 3, case
         else:
