@@ -10,7 +10,7 @@ from PIL import Image
 from vitjax.data import crop_ops, pp, resize_ops
 from vitjax.errors import UserError
 
-FOLDER = pathlib.Path(__file__).parents[1] / "goldens/augreg_ops"
+FOLDER = pathlib.Path(__file__).parent / "goldens"
 
 
 def load(name):

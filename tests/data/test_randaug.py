@@ -8,7 +8,7 @@ import pytest
 from vitjax.data import pp, randaug
 from vitjax.errors import UserError
 
-with np.load(pathlib.Path(__file__).parents[1] / "goldens/augreg_ops/randaug.npz") as file:
+with np.load(pathlib.Path(__file__).parent / "goldens/randaug.npz") as file:
     GOLDENS = dict(file)
 CASES = [name for name in GOLDENS if name.count("/") >= 3 and not name.startswith("gradient")]
 
