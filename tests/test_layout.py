@@ -47,6 +47,7 @@ MAY_IMPORT = {
         *GROUND,
     },
     "compiler": GROUND,
+    "host_memory": GROUND,
     "check": None,
     "train": None,
     "main": None,

@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from vitjax import durations, evaluators, models, optim, sharding, tasks
+from vitjax import compiler, durations, evaluators, models, optim, sharding, tasks
 from vitjax.config import Settings, bind, plain
 from vitjax.config import settings as read_settings
 from vitjax.data import pipeline, pp
@@ -117,7 +117,12 @@ class Experiment:
             update_ema=optim.ema.create(**settings.ema) if settings.ema else None,
             accumulation=settings.grad_accum,
         )
-        return jax.jit(step, donate_argnums=0, out_shardings=(state_placement(self.abstract_state), None))
+        return jax.jit(
+            step,
+            donate_argnums=0,
+            out_shardings=(state_placement(self.abstract_state), None),
+            compiler_options=compiler.options(self.model),
+        )
 
     def batches(self, start_step: int) -> pipeline.BatchIterator:
         """This process's rows of the training batches from `start_step` on."""
@@ -233,7 +238,9 @@ def _init(settings: Settings, task: Any, optimizer: optim.Optimizer, preprocess:
 def _build_evaluator(experiment: Experiment, name: str, section: dict) -> tuple[int, Any]:
     every = durations.steps(section, "log", default=experiment.total_steps, **experiment.sizes)
     section = fill_in(section, experiment.num_classes)
-    context = evaluators.Context(task=experiment.task, mesh=experiment.mesh)
+    context = evaluators.Context(
+        task=experiment.task, mesh=experiment.mesh, compiler_options=compiler.options(experiment.model)
+    )
     defaults = dict(
         batch_size=experiment.input.batch_size,
         workers=experiment.input.num_workers,

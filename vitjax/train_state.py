@@ -96,10 +96,24 @@ def make_step(
             ema_params = update_ema(state.ema_params, params, state.step)
         new = TrainState(state.step + 1, params, model_state, opt_state, ema_params)
         norms = dict(
-            l2_grads=optax.tree.norm(optimizer.trainable(grads)),
-            l2_params=optax.tree.norm(params),
-            l2_updates=optax.tree.norm(updates),
+            l2_grads=_norm(optimizer.trainable(grads)),
+            l2_params=_norm(params),
+            l2_updates=_norm(updates),
         )
         return new, dict(training_loss=loss, **norms, **metrics)
 
     return step
+
+
+def _norm(tree: Any) -> jax.Array:
+    """The Euclidean norm of all leaves together.
+
+    Each is a dot product with itself over all axes: on a CPU that reads memory twice as fast as a sum of
+    squares, and no sharded axis is reshaped.
+    """
+
+    def squares(x: jax.Array) -> jax.Array:
+        x, axes = x.astype(jnp.float32), tuple(range(x.ndim))
+        return jax.lax.dot_general(x, x, ((axes, axes), ((), ())), precision="highest")
+
+    return jnp.sqrt(sum(map(squares, jax.tree.leaves(tree)), start=jnp.float32(0)))

@@ -33,12 +33,14 @@ class Context:
       batch_sharding: how the first axis of a batch lies on them; None for the axis `data` of the mesh, or its
         first one.
       progress: called after each batch with the number of batches done and the number there are.
+      compiler_options: of the functions that run the model, see `vitjax.compiler`.
     """
 
     task: Any
     mesh: jax.sharding.Mesh
     batch_sharding: jax.sharding.Sharding | None = None
     progress: Callable[[int, int], None] | None = None
+    compiler_options: Mapping[str, str] | None = None
 
 
 def create(name: str, section: Any, *, context: Context, defaults: Mapping[str, Any] | None = None) -> Any:

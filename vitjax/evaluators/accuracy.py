@@ -68,8 +68,8 @@ class Accuracy:
             workers=workers,
             on_error=on_error,
         )
-        self._sums_step = inputs.replicated_jit(self._sums, context.mesh)
-        self._answers_step = inputs.replicated_jit(self._answers, context.mesh)
+        self._sums_step = inputs.replicated_jit(self._sums, context)
+        self._answers_step = inputs.replicated_jit(self._answers, context)
 
     def run(self, train_state: Any) -> Iterator[tuple[str, float]]:
         """Yields the metrics of one pass; a loss that is not finite is reported as it is."""

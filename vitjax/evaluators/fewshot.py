@@ -110,7 +110,7 @@ class _Features:
 
     def __init__(self, evaluator: FewShot, split: inputs.EvalInput):
         self.evaluator, self.input = evaluator, split
-        self._step = inputs.replicated_jit(self._extract, split.mesh)
+        self._step = inputs.replicated_jit(self._extract, split)
 
     def __call__(self, params: Any, model_state: Any) -> tuple[np.ndarray, np.ndarray]:
         """Returns features float64 `[N, D]` and labels int `[N]`, in the order of the source."""

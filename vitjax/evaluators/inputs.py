@@ -41,6 +41,7 @@ class EvalInput:
         self.preprocess = _parse(pp)
         self.mesh, self.progress, self.workers = context.mesh, context.progress, workers
         self.on_error, self.skipped = on_error, 0
+        self.compiler_options = context.compiler_options
         axes = context.mesh.axis_names
         self.sharding = context.batch_sharding or NamedSharding(
             context.mesh, PartitionSpec("data" if "data" in axes else axes[0])
@@ -94,9 +95,16 @@ class EvalInput:
         return self.preprocess.device(batch, jax.random.key(0))
 
 
-def replicated_jit(function: Any, mesh: jax.sharding.Mesh) -> Any:
-    """Returns `function` jitted so that every process can read its whole outputs."""
-    return jax.jit(function, out_shardings=NamedSharding(mesh, PartitionSpec()))
+def replicated_jit(function: Any, context: Any) -> Any:
+    """Returns `function` jitted so that every process can read its whole outputs.
+
+    `context` has `mesh` and `compiler_options`: the run's `Context`, or an `EvalInput`.
+    """
+    return jax.jit(
+        function,
+        out_shardings=NamedSharding(context.mesh, PartitionSpec()),
+        compiler_options=dict(context.compiler_options or {}),
+    )
 
 
 def weights(train_state: Any, *, use_ema: bool) -> tuple[Any, Any]:

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from vitjax.errors import UserError
+from vitjax.layers.dense import affine
 
 
 class HeadProjection(nn.Module):
@@ -62,7 +63,8 @@ class MultiHeadDotProductAttention(nn.Module):
 
         def heads(inputs, name):
             kernel, bias = HeadProjection(shape, self.qkv_bias, name=name)()
-            return _add(jnp.einsum("bnd,dhk->bnhk", inputs, kernel.astype(self.dtype)), bias)
+            y = affine(inputs, kernel.reshape(width, width), None if bias is None else bias.reshape(width))
+            return y.reshape(*y.shape[:-1], *shape[1:])
 
         return heads(x, "query"), heads(context, "key"), heads(context, "value")
 
@@ -77,8 +79,4 @@ class MultiHeadDotProductAttention(nn.Module):
     def merge(self, y, width):
         """Projects the heads' results `[B, N, H, Dh]` back to `[B, N, D]`."""
         kernel, bias = HeadProjection((*y.shape[-2:], width), into_heads=False, name="out")()
-        return _add(jnp.einsum("bnhk,hkd->bnd", y, kernel.astype(self.dtype)), bias)
-
-
-def _add(y, bias):
-    return y if bias is None else y + bias.astype(y.dtype)
+        return affine(y.reshape(*y.shape[:-2], -1), kernel.reshape(-1, width), bias)

@@ -5,6 +5,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from vitjax.layers.dense import Dense
+
 GELU = ("tanh", "erf")
 
 
@@ -31,7 +33,7 @@ class MlpBlock(nn.Module):
         return self._dense(width, "Dense_1")(x)
 
     def _dense(self, features, name):
-        return nn.Dense(
+        return Dense(
             features,
             kernel_init=nn.initializers.xavier_uniform(),
             bias_init=nn.initializers.normal(1e-6),

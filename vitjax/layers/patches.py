@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from vitjax.errors import UserError
+from vitjax.layers.dense import affine
 
 
 def pair(size: int | Sequence[int]) -> tuple[int, int]:
@@ -56,4 +57,4 @@ class PatchEmbedding(nn.Module):
         )
         bias = self.param("bias", nn.initializers.zeros, (self.width,))
         patches = patchify(image.astype(self.dtype), self.patch_size)
-        return patches @ kernel.reshape(-1, self.width).astype(self.dtype) + bias.astype(self.dtype)
+        return affine(patches, kernel.reshape(-1, self.width), bias)
