@@ -16,6 +16,8 @@ Arguments (defaults first):
   compat   augreg | fixed: RandAugment with or without the quirks of the code behind the published models
   dtype    float32 | bfloat16: compute type; parameters are float32 always
   classes  number of labels, for sources that are not ImageNet: as many as the source has
+  train, val   splits of a source that is not ImageNet: train and test; of a folder, train and what it has of val,
+           validation and test, or without them train[:90%] and train[90%:]
 """
 
 from typing import Any
@@ -69,7 +71,18 @@ IMAGENET: dict[str, dict[str, Any]] = {
         head_bias=-10.0,
     ),
 }
-SMALL: dict[str, Any] = dict(train="train", evals={"val": "test"}, classes=None, head_bias=0.0)
+
+
+def small(args: Any) -> dict[str, Any]:
+    """What `IMAGENET` says of ImageNet, for a source of one's own."""
+    train, val = common.usual_splits(args.data)
+    return dict(
+        data=args.data,
+        train=args.train or train,
+        evals={"val": args.val or val},
+        classes=None,
+        head_bias=0.0,
+    )
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
@@ -89,9 +102,11 @@ def get_config(arg: str | None = None) -> ConfigDict:
         compat="augreg",
         dtype="float32",
         classes=None,
+        train=None,
+        val=None,
     )
     imagenet = args.data in IMAGENET
-    data = IMAGENET.get(args.data, {**SMALL, "data": args.data})
+    data = IMAGENET[args.data] if imagenet else small(args)
     aug = args.aug or RECOMMENDED.get(args.data, RECOMMENDED["i1k"]).get(args.model, "medium1")
     randaug, mixup = common.choose("aug", aug, PRESETS)
 
