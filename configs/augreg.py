@@ -17,6 +17,8 @@ Arguments (defaults first):
   dtype    float32 | bfloat16: compute type; parameters are float32 always
   fewshot  False; True: the study's few-shot probes of frozen features, on six data sets through TFDS
   classes  number of labels, for sources that are not ImageNet: as many as the source has
+  train, val   splits of a source that is not ImageNet: train and test; of a folder train and what it has of
+           val, validation and test, or without them train[:90%] and train[90%:]
 """
 
 from typing import Any
@@ -78,7 +80,18 @@ FEWSHOT = {
     "pets": ("tfds:oxford_iiit_pet", "train", "test"),
     "uc_merced": ("tfds:uc_merced", "train[:1000]", "train[1000:]"),
 }
-SMALL: dict[str, Any] = dict(train="train", evals={"val": "test"}, classes=None, head_bias=0.0)
+
+
+def small(args: Any) -> dict[str, Any]:
+    """What `IMAGENET` says of ImageNet, for a source of one's own."""
+    train, val = common.usual_splits(args.data)
+    return dict(
+        data=args.data,
+        train=args.train or train,
+        evals={"val": args.val or val},
+        classes=None,
+        head_bias=0.0,
+    )
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
@@ -99,9 +112,11 @@ def get_config(arg: str | None = None) -> ConfigDict:
         dtype="float32",
         fewshot=False,
         classes=None,
+        train=None,
+        val=None,
     )
     imagenet = args.data in IMAGENET
-    data = IMAGENET.get(args.data, {**SMALL, "data": args.data})
+    data = IMAGENET[args.data] if imagenet else small(args)
     aug = args.aug or RECOMMENDED.get(args.data, RECOMMENDED["i1k"]).get(args.model, "medium1")
     randaug, mixup = common.choose("aug", aug, PRESETS)
 

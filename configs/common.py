@@ -1,9 +1,10 @@
-"""What config files share: the argument string after the colon, and augmentation presets.
+"""What config files share: the argument string after the colon, and the usual splits of a small source.
 
 `configs/augreg.py:vit_s32,aug=light1,epochs=30` - the first bare word is the model, then `key=value`.
 """
 
 import difflib
+import pathlib
 import types
 from typing import Any
 
@@ -70,3 +71,19 @@ def choose(what: str, value: Any, table: dict) -> Any:
         hint = f" Did you mean {close[0]!r}?" if close else ""
         raise ValueError(f"unknown {what} {value!r}.{hint} Known: {', '.join(map(str, table))}.")
     return table[value]
+
+
+def usual_splits(data: str) -> tuple[str, str]:
+    """Returns the splits of a source to train on and to evaluate on: `("train", "test")` for most.
+
+    A folder has `train` beside the first of `val`, `validation` and `test` that is there; without any of them
+    nine tenths of it are to train on and the last one is held out.
+    """
+    kind, _, path = data.partition(":")
+    if kind != "folder":
+        return "train", "test"
+    root = pathlib.Path(path).expanduser()
+    held_out = [name for name in ("val", "validation", "test") if (root / name).is_dir()]
+    if held_out and (root / "train").is_dir():
+        return "train", held_out[0]
+    return "train[:90%]", "train[90%:]"
