@@ -1,8 +1,12 @@
+"""The allocator: what it keeps, and where it is left alone."""
+
 import platform
 import subprocess
 import sys
 
 import pytest
+
+from vitjax import host_memory
 
 # In a process of its own, because the setting stays.
 PAGE_FAULTS = """
@@ -23,3 +27,22 @@ def test_large_arrays_are_allocated_without_page_faults():
         return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
     assert faults(True) < faults(False) / 4
+
+
+@pytest.mark.parametrize(
+    ("platforms", "installed", "expected"),
+    [
+        ("cpu", ("libtpu",), True),
+        ("cuda,cpu", (), False),
+        ("", (), True),
+        ("", ("jax_plugins",), False),
+        ("", ("libtpu",), False),
+    ],
+)
+def test_the_allocator_is_left_alone_where_there_is_an_accelerator(
+    monkeypatch, platforms, installed, expected
+):
+    monkeypatch.setenv("JAX_PLATFORMS", platforms)
+    find = lambda name: object() if name in installed else None
+    monkeypatch.setattr(host_memory.importlib.util, "find_spec", find)
+    assert host_memory.jax_runs_on_cpu() is expected

@@ -172,7 +172,25 @@ def _orbax() -> Any:
     from orbax.checkpoint import v1
 
     logging.getLogger("absl").addFilter(lambda line: not (line.exc_info and "orbax" in line.pathname))
+    _drop_late_callbacks()
     return v1
+
+
+def _drop_late_callbacks() -> None:
+    """Keeps quiet about writes that end after the one that failed first.
+
+    TensorStore's threads then report to an event loop that is closed already, each with a stack trace of its
+    own as an error that nobody can raise, where the user should see one sentence.
+    """
+    show = sys.unraisablehook
+
+    def hook(unraisable: Any) -> None:
+        error, trace = unraisable.exc_value, unraisable.exc_traceback
+        late = isinstance(error, RuntimeError) and str(error) == "Event loop is closed"
+        if not (late and trace and trace.tb_frame.f_code.co_name == "call_soon_threadsafe"):
+            show(unraisable)
+
+    sys.unraisablehook = hook
 
 
 def _try_orbax(path: epath.Path, saved: Leaves, wanted: Leaves) -> tuple[Leaves, str]:

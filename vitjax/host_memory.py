@@ -1,6 +1,8 @@
 """How this process's memory allocator treats freed memory."""
 
 import ctypes
+import importlib.util
+import os
 
 # mallopt(3): parameters and what they are set to.
 _MMAP_MAX, _TRIM_THRESHOLD, _ARENA_MAX = -4, -1, -8
@@ -20,3 +22,14 @@ def keep_freed_memory() -> bool:
     except (AttributeError, OSError, TypeError):  # musl, macOS, Windows
         return False
     return all([mallopt(_ARENA_MAX, 1), mallopt(_MMAP_MAX, 0), mallopt(_TRIM_THRESHOLD, -1)])
+
+
+def jax_runs_on_cpu() -> bool:
+    """Whether jax will run on the CPU, as far as can be told before it is imported.
+
+    Elsewhere the device holds the temporaries, and many threads of the input may want arenas of their own.
+    """
+    platforms = os.environ.get("JAX_PLATFORMS")
+    if platforms:
+        return platforms.split(",")[0] == "cpu"
+    return not any(importlib.util.find_spec(plugin) for plugin in ("jax_plugins", "libtpu"))

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from vitjax import config as config_lib
 from vitjax.errors import TrainingFailed, UserError
-from vitjax.host_memory import keep_freed_memory
+from vitjax.host_memory import jax_runs_on_cpu, keep_freed_memory
 
 EPILOG = """\
 examples:
@@ -37,7 +37,8 @@ def run(argv: Sequence[str]) -> int:
     config = config_lib.load(args.config, overrides)
     workdir = None if args.check else local_folder(args.workdir)
     keep_compiled_programs()
-    keep_freed_memory()
+    if jax_runs_on_cpu():
+        keep_freed_memory()
 
     # The heavy imports wait until the command line and the config are known to be sound.
     import jax
