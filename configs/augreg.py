@@ -16,8 +16,9 @@ Arguments (defaults first):
   compat   augreg | fixed: RandAugment with or without the quirks of the code behind the published models
   dtype    float32 | bfloat16: compute type; parameters are float32 always
   classes  number of labels, for sources that are not ImageNet: as many as the source has
-  train, val   splits of a source that is not ImageNet: train and test; of a folder, train and what it has of val,
-           validation and test, or without them train[:90%] and train[90%:]
+  train    split to train on, for sources that are not ImageNet, and
+  val      split to evaluate on: `train` and `test`; of a folder `train` and the first of `val`, `validation`
+           and `test` that it has, or without them train[:90%] and train[90%:]
 """
 
 from typing import Any
