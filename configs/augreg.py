@@ -17,8 +17,9 @@ Arguments (defaults first):
   dtype    float32 | bfloat16: compute type; parameters are float32 always
   fewshot  False; True: the study's few-shot probes of frozen features, on six data sets through TFDS
   classes  number of labels, for sources that are not ImageNet: as many as the source has
-  train, val   splits of a source that is not ImageNet: train and test; of a folder train and what it has of
-           val, validation and test, or without them train[:90%] and train[90%:]
+  train    split to train on, for sources that are not ImageNet, and
+  val      split to evaluate on: `train` and `test`; of a folder `train` and the first of `val`, `validation`
+           and `test` that it has, or without them train[:90%] and train[90%:]
 """
 
 from typing import Any

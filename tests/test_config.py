@@ -1,6 +1,7 @@
 """Config files, overrides, and what is refused."""
 
 import re
+from collections.abc import Mapping, Sequence
 
 import pytest
 
@@ -61,6 +62,54 @@ def test_two_units_of_one_duration_are_refused(tmp_path):
 def test_a_broken_file_names_itself(tmp_path, body):
     with pytest.raises(UserError, match=r"mine\.py"):
         config.load(write(tmp_path, body))
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        ("pass", "must return an ml_collections.ConfigDict, not NoneType"),
+        ("return dict(lr=1)", "must return an ml_collections.ConfigDict, not dict"),
+        ("raise KeyError('a')", "mine.py', line 4 fails: KeyError a"),
+        ("assert False", "mine.py', line 4 fails: AssertionError"),
+        ("return c +", "mine.py', line 4 fails: invalid syntax"),
+    ],
+)
+def test_a_file_that_returns_no_config_or_says_little_is_told_of_in_full(tmp_path, body, says):
+    with pytest.raises(UserError, match=re.escape(says)):
+        config.load(write(tmp_path, body))
+
+
+def test_a_type_is_named_as_a_whole():
+    def reader(*, shots: Sequence[int], datasets: Mapping[str, Sequence[str]], rate: float | None = None):
+        pass
+
+    for section, says in (
+        ({"shots": 3}, "it must be a tuple."),
+        ({"datasets": 3}, "it must be a section, dict(...)."),
+        ({"rate": "x"}, "it must be float or None."),
+    ):
+        with pytest.raises(UserError, match=re.escape(says)):
+            config.bind(reader, section, "fewshot")
+
+
+@pytest.mark.parametrize(
+    ("there", "splits"),
+    [
+        (["cat", "dog"], ("train[:90%]", "train[90%:]")),
+        (["train", "val"], ("train", "val")),
+        (["train", "test", "validation"], ("train", "validation")),
+        (["train"], ("train[:90%]", "train[90%:]")),
+    ],
+)
+def test_a_folder_is_evaluated_on_what_it_holds_out(tmp_path, there, splits):
+    for name in there:
+        (tmp_path / name).mkdir()
+    assert common.usual_splits(f"folder:{tmp_path}") == splits
+    c = config.load(f"{AUGREG}:vit_ti16,data=folder:{tmp_path}")
+    assert (c.input.split, c.evals.val.split) == splits
+    c = config.load(f"{AUGREG}:vit_ti16,data=folder:{tmp_path},train=train[:50%],val=train[50%:]")
+    assert (c.input.split, c.evals.val.split) == ("train[:50%]", "train[50%:]")
+    assert common.usual_splits("digits") == ("train", "test")
 
 
 def test_an_override_beats_every_unit_of_its_duration():

@@ -155,15 +155,33 @@ def bind(
                 f"unknown config key '{name}.{key}'.{nearest(key, parameters)} "
                 f"Valid keys of {name}: {', '.join(parameters)}."
             )
-        if not _fits(section[key], parameters[key].annotation):
-            raise UserError(
-                f"config key '{name}.{key}' = {section[key]!r} is of type {type(section[key]).__name__}; "
-                f"it must be {_type_name(parameters[key].annotation)}."
-            )
+        check_type(f"{name}.{key}", section[key], parameters[key].annotation)
     missing = [key for key, p in parameters.items() if p.default is p.empty and key not in section]
     if missing:
         raise UserError(f"config section {name!r} lacks {', '.join(missing)}.")
     return plain(section)
+
+
+def check_type(key: str, value: Any, annotation: Any) -> None:
+    """Refuses a config value that is not what the annotation of its argument asks for.
+
+    Raises:
+      UserError: it names the key, the value, its type and the types that would do.
+    """
+    if not _fits(value, annotation):
+        raise UserError(
+            f"config key {key!r} = {plain(value)!r} is of type {type(value).__name__}; it must be "
+            f"{_type_name(annotation)}."
+        )
+
+
+def annotations(function: Callable) -> dict[str, Any]:
+    """Returns the annotations of a callable's arguments; {} where they cannot be told."""
+    try:
+        parameters = inspect.signature(function, eval_str=True).parameters
+    except (NameError, ValueError):  # a model from outside may name types that only a type checker imports
+        return {}
+    return {key: parameter.annotation for key, parameter in parameters.items()}
 
 
 def _fits(value: Any, annotation: Any) -> bool:
@@ -186,7 +204,8 @@ def _fits(value: Any, annotation: Any) -> bool:
 
 def _type_name(annotation: Any) -> str:
     names = {Mapping: "a section, dict(...)", Sequence: "a tuple", types.NoneType: "None"}
-    options = typing.get_args(annotation) or (annotation,)
+    union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
+    options = typing.get_args(annotation) if union else (annotation,)
     kinds = [typing.get_origin(option) or option for option in options]
     return " or ".join(names.get(kind, getattr(kind, "__name__", str(kind))) for kind in kinds)
 
@@ -204,10 +223,11 @@ def _get_config(path: pathlib.Path, arg: str | None) -> ml_collections.ConfigDic
     if not path.is_file():
         others = sorted(str(p) for p in path.parent.glob("*.py")) if path.parent.is_dir() else []
         raise UserError(f"no config file {str(path)!r}.{nearest(str(path), others)}")
-    # `from configs import common` works wherever the command is typed.
-    root = str(path.resolve().parent.parent)
-    if root not in sys.path:
-        sys.path.append(root)
+    # `from configs import common` works wherever the command is typed and the config file lies: `configs` is
+    # looked for beside the file's own folder, and in the checkout that vitjax is imported from.
+    for root in (path.resolve().parent.parent, pathlib.Path(__file__).resolve().parent.parent):
+        if str(root) not in sys.path:
+            sys.path.append(str(root))
     spec = importlib.util.spec_from_file_location(f"vitjax_config_{path.stem}", path)
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
@@ -220,7 +240,13 @@ def _get_config(path: pathlib.Path, arg: str | None) -> ml_collections.ConfigDic
             f"config file {str(path)!r} takes no argument, but was given {arg!r} after the colon."
         )
     with _blaming(path):
-        return module.get_config() if arg is None else module.get_config(arg)
+        config = module.get_config() if arg is None else module.get_config(arg)
+    if not isinstance(config, ml_collections.ConfigDict):
+        raise UserError(
+            f"config file {str(path)!r}: get_config() must return an ml_collections.ConfigDict, not "
+            f"{type(config).__name__}."
+        )
+    return config
 
 
 @contextlib.contextmanager
@@ -232,8 +258,11 @@ def _blaming(path: pathlib.Path) -> Iterator[None]:
         lines = [
             frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)
         ]
+        lines += [error.lineno] if isinstance(error, SyntaxError) and error.filename == str(path) else []
         where = f"{str(path)!r}" + (f", line {lines[-1]}" if lines else "")
         detail = " ".join(str(error.args[0] if error.args else error).split())
+        if not detail or isinstance(error, LookupError):  # KeyError: 'x' says no more than 'x'
+            detail = f"{type(error).__name__} {detail}".rstrip()
         raise UserError(f"config file {where} fails: {detail}") from error
 
 

@@ -3,9 +3,11 @@
 Training, `--check` and `--eval_only` all start here: a config that one of them accepts works in all.
 """
 
+import contextlib
 import dataclasses
 import os
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -18,7 +20,7 @@ from vitjax.config import Settings, bind, plain
 from vitjax.config import settings as read_settings
 from vitjax.data import pipeline, pp
 from vitjax.data.sources import open_source
-from vitjax.errors import UserError
+from vitjax.errors import UserError, nearest
 from vitjax.train_state import TrainState, make_init, make_step
 
 
@@ -41,6 +43,13 @@ class Input:
     split: str = "train"
     workers: int = 0
     on_error: str = "raise"
+
+    def __post_init__(self):
+        """Refuses numbers out of range."""
+        if self.workers < -1:
+            raise UserError(
+                f"config.input.workers = {self.workers}: 0 or more, or -1 for one a core but one."
+            )
 
     @property
     def num_workers(self) -> int:
@@ -96,6 +105,11 @@ class Experiment:
         )
 
     @property
+    def best_metric(self) -> str | None:
+        """The metric by which the best checkpoint is kept, without `max:` or `min:` in front."""
+        return self.settings.best_metric and re.sub("^(max|min):", "", self.settings.best_metric)
+
+    @property
     def num_params(self) -> int:
         """Number of parameters of the model."""
         return sum(leaf.size for leaf in jax.tree.leaves(self.abstract_state.params))
@@ -114,7 +128,7 @@ class Experiment:
             self.optimizer,
             self.preprocess.device,
             seed=settings.seed,
-            update_ema=optim.ema.create(**settings.ema) if settings.ema else None,
+            update_ema=optim.ema.create(**settings.ema) if settings.ema is not None else None,
             accumulation=settings.grad_accum,
         )
         return jax.jit(
@@ -156,25 +170,34 @@ def build(config: ConfigDict) -> Experiment:
     data = Input(**bind(Input, settings.input, "input"))
     sharding.check_batch_size(data.batch_size, mesh, accumulation=settings.grad_accum)
 
-    source = open_source(data.data, data.split)
-    num_classes = settings.num_classes or source.num_classes
+    with blaming("config.input"):
+        source = open_source(data.data, data.split)
+    num_classes = source.num_classes if settings.num_classes is None else settings.num_classes
+    if num_classes < 1:
+        raise UserError(
+            f"config.num_classes = {num_classes}: 1 or more; left out, as many as the source has."
+        )
     preprocess = parse_pp(data.pp, num_classes, "input.pp")
-    batch_spec = first_batch_spec(source, preprocess, data.batch_size)
+    batch_spec = first_batch_spec(source, preprocess, data, num_classes)
 
     model_options = dict(settings.model)
     if "name" not in model_options:
         raise UserError("config.model.name is missing: name an architecture, such as 'vit_s32'.")
-    model = models.create(model_options.pop("name"), num_classes=num_classes, **model_options)
+    if "num_classes" in model_options:
+        raise UserError("config.model.num_classes belongs to the top level: set config.num_classes.")
+    with blaming("config.model"):
+        model = models.create(model_options.pop("name"), num_classes=num_classes, **model_options)
     task = tasks.create(settings.task, model)
 
     sizes = dict(batch_size=data.batch_size, num_examples=len(source))
     total_steps = durations.steps(config, "total", total_steps=None, **sizes)
-    abstract_params = jax.eval_shape(
-        lambda rng, batch: task.init(rng, preprocess.device(batch, rng))[0], jax.random.key(0), batch_spec
-    )
+    with blaming("config.input.pp"):
+        abstract_params = jax.eval_shape(
+            lambda rng, batch: task.init(rng, preprocess.device(batch, rng))[0], jax.random.key(0), batch_spec
+        )
     optimizer = optim.create(abstract_params, total_steps=total_steps, **sizes, **optimizer_section(config))
     abstract_state = jax.eval_shape(_init(settings, task, optimizer, preprocess), batch_spec)
-    if settings.ema:
+    if settings.ema is not None:
         bind(optim.ema.create, settings.ema, "ema")
     placement = sharding.state_shardings(abstract_state, settings.sharding, mesh)
     abstract_state = jax.tree.map(
@@ -183,13 +206,51 @@ def build(config: ConfigDict) -> Experiment:
         placement,
     )
 
+    with blaming("config.input.pp"):  # what the loss misses is better missed now than after the compilation
+        jax.eval_shape(
+            lambda state, batch, rng: task.loss(
+                state.params, state.model_state, preprocess.device(batch, rng), rng
+            )[0],
+            abstract_state,
+            batch_spec,
+            jax.random.key(0),
+        )
+
     experiment = Experiment(
         config, settings, data, source, num_classes, preprocess, mesh, model, task, optimizer, total_steps,
         batch_spec, abstract_state, {},
     )  # fmt: skip
     for name, section in settings.evals.items():
         experiment.evaluators[name] = _build_evaluator(experiment, name, section)
+    check_best_metric(experiment)
     return experiment
+
+
+@contextlib.contextmanager
+def blaming(key: str) -> Iterator[None]:
+    """Puts the config key in front of what a mistake in it raises, unless the message names one itself."""
+    try:
+        yield
+    except UserError as error:
+        named = str(error).startswith(("config", "unknown config", "model."))
+        raise error if named else UserError(f"{key}: {error}") from error
+
+
+def check_best_metric(experiment: Experiment) -> None:
+    """Refuses a `best_metric` that no evaluator measures: no best checkpoint would ever be kept."""
+    wanted = experiment.best_metric
+    if wanted is None:
+        return
+    known, open_ended = [], []
+    for name, (_, evaluator) in experiment.evaluators.items():
+        metrics = getattr(evaluator, "metrics", None)
+        known += [f"{name}/{metric}" for metric in metrics or ()]
+        open_ended += [] if metrics else [f"{name}/"]
+    if wanted not in known and not wanted.startswith(tuple(open_ended)):
+        raise UserError(
+            f"config.best_metric = {experiment.settings.best_metric!r} is measured by no evaluator."
+            f"{nearest(wanted, known)} There are: {', '.join(known) or 'none'}."
+        )
 
 
 def parse_pp(text: str, num_classes: int, key: str) -> pp.Preprocess:
@@ -207,12 +268,12 @@ def fill_in(value: Any, num_classes: int) -> Any:
     return value.replace("{num_classes}", str(num_classes)) if isinstance(value, str) else value
 
 
-def first_batch_spec(source: Any, preprocess: pp.Preprocess, batch_size: int) -> dict:
+def first_batch_spec(source: Any, preprocess: pp.Preprocess, data: Input, num_classes: int) -> dict:
     """The shapes of a global batch, found by preprocessing the first example."""
     if len(source) == 0:
         raise UserError(f"the training source {source.name!r} holds no examples.")
-    example = preprocess.host(dict(source[0]), np.random.default_rng(0))
-    arrays = {key: np.asarray(value) for key, value in example.items() if not key.startswith("_")}
+    example = pipeline.first_example(source, preprocess.host, on_error=data.on_error, num_classes=num_classes)
+    arrays = {key: value for key, value in example.items() if not key.startswith("_")}
     odd = [key for key, value in arrays.items() if value.dtype.kind not in "uifb"]
     if odd:
         raise UserError(
@@ -220,7 +281,9 @@ def first_batch_spec(source: Any, preprocess: pp.Preprocess, batch_size: int) ->
             "decode it, or drop it with keep('image', 'label')."
         )
     return {
-        key: jax.ShapeDtypeStruct((batch_size, *value.shape), jax.dtypes.canonicalize_dtype(value.dtype))
+        key: jax.ShapeDtypeStruct(
+            (data.batch_size, *value.shape[1:]), jax.dtypes.canonicalize_dtype(value.dtype)
+        )
         for key, value in arrays.items()
     }
 
@@ -228,15 +291,18 @@ def first_batch_spec(source: Any, preprocess: pp.Preprocess, batch_size: int) ->
 def optimizer_section(config: ConfigDict) -> dict[str, Any]:
     """The top-level keys that `optim.create` reads."""
     keys = ("optax_name", "optax", "lr", "lr_mults", "wd", "wd_mults", "schedule", "grad_clip_norm")
-    return {key: plain(config[key]) for key in keys if key in config}
+    return {key: plain(config[key]) for key in keys if config.get(key) is not None}
 
 
 def _init(settings: Settings, task: Any, optimizer: optim.Optimizer, preprocess: pp.Preprocess) -> Callable:
-    return make_init(task, optimizer, preprocess.device, seed=settings.seed, ema=bool(settings.ema))
+    return make_init(task, optimizer, preprocess.device, seed=settings.seed, ema=settings.ema is not None)
 
 
 def _build_evaluator(experiment: Experiment, name: str, section: dict) -> tuple[int, Any]:
-    every = durations.steps(section, "log", default=experiment.total_steps, **experiment.sizes)
+    if not isinstance(section, dict):
+        raise UserError(f"config.evals.{name} = {section!r} must be a section, dict(type='accuracy', ...).")
+    with blaming(f"config.evals.{name}"):
+        every = durations.steps(section, "log", default=experiment.total_steps, **experiment.sizes)
     section = fill_in(section, experiment.num_classes)
     context = evaluators.Context(
         task=experiment.task, mesh=experiment.mesh, compiler_options=compiler.options(experiment.model)
@@ -247,4 +313,8 @@ def _build_evaluator(experiment: Experiment, name: str, section: dict) -> tuple[
         on_error=experiment.input.on_error,
         loss=getattr(experiment.task, "loss_name", None),
     )
-    return every, evaluators.create(name, section, context=context, defaults=defaults)
+    with blaming(f"config.evals.{name}"):
+        evaluator = evaluators.create(name, section, context=context, defaults=defaults)
+        if hasattr(evaluator, "check"):
+            evaluator.check(experiment.abstract_state)
+    return every, evaluator

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from vitjax import config as config_lib
-from vitjax.errors import TrainingFailed, UserError
+from vitjax.errors import TrainingFailed, UserError, nearest
 from vitjax.host_memory import jax_runs_on_cpu, keep_freed_memory
 
 EPILOG = """\
@@ -51,7 +51,14 @@ def run(argv: Sequence[str]) -> int:
 
             start_processes()
         if precision := config_lib.settings(config).matmul_precision:
-            jax.config.update("jax_default_matmul_precision", precision)
+            try:
+                jax.config.update("jax_default_matmul_precision", precision)
+            except ValueError as error:
+                valid = ("default", "high", "highest", "bfloat16", "tensorfloat32", "float32")
+                raise UserError(
+                    f"config.matmul_precision={precision!r} is none of {', '.join(valid)}."
+                    f"{nearest(precision, valid)}"
+                ) from error
         if workdir is None:
             from vitjax.check import check
 
@@ -63,7 +70,7 @@ def run(argv: Sequence[str]) -> int:
 
 def local_folder(workdir: str | None) -> pathlib.Path:
     """Returns the workdir as a path; a bucket is refused, since metrics are appended to a file."""
-    if workdir is None:
+    if not workdir:
         raise UserError("--workdir DIR is required: it takes checkpoints, metrics and the report.")
     if "://" in workdir:
         raise UserError(

@@ -16,7 +16,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from vitjax.errors import UserError
+from vitjax.errors import UserError, nearest
 
 DATA_AXIS = "data"
 
@@ -41,11 +41,18 @@ def make_mesh(axes: Sequence[tuple[str, int]] = ((DATA_AXIS, -1),)) -> Mesh:
     Raises:
       UserError: the sizes do not multiply to the number of devices, or there is no `data` axis.
     """
+    pairs = [axis if isinstance(axis, list | tuple) else () for axis in axes]
+    if any(len(axis) != 2 or type(axis[0]) is not str or type(axis[1]) is not int for axis in pairs):
+        raise UserError(
+            f"config.mesh {tuple(axes)} must be (axis, size) pairs, such as (('data', -1), ('model', 2))."
+        )
     names = tuple(name for name, _ in axes)
     sizes = [size for _, size in axes]
+    if len(set(names)) < len(names):
+        raise UserError(f"config.mesh {tuple(axes)} names an axis twice.")
     devices = jax.device_count()
     known = int(np.prod([size for size in sizes if size != -1]))
-    if sizes.count(-1) == 1 and devices % known == 0:
+    if sizes.count(-1) == 1 and known > 0 and devices % known == 0:
         sizes[sizes.index(-1)] = devices // known
     if int(np.prod(sizes)) != devices or -1 in sizes:
         raise UserError(
@@ -60,6 +67,8 @@ def check_batch_size(
     batch_size: int, mesh: Mesh, *, accumulation: int = 1, key: str = "input.batch_size"
 ) -> None:
     """Raises UserError unless every device gets the same number of rows of every slice of a batch."""
+    if accumulation < 1:
+        raise UserError(f"config.grad_accum = {accumulation} must be 1 or more slices of a batch.")
     parts = mesh.shape[DATA_AXIS] * accumulation
     if batch_size < 1 or batch_size % parts:
         slices = f" times {accumulation} accumulation slices" if accumulation > 1 else ""
@@ -84,10 +93,16 @@ def state_shardings(state: Any, rules: Sequence[tuple[str, Any]], mesh: Mesh) ->
     Returns:
       A pytree of NamedShardings. Leaves that match no rule, and scalars, are replicated.
     """
-    compiled = [(re.compile(pattern), placement) for pattern, placement in rules]
+    compiled = [_rule(rule) for rule in rules]
     parameters = {
         _name(path) for path, _ in jax.tree_util.tree_leaves_with_path(getattr(state, "params", state))
     }
+    leaves = {_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(state)}
+
+    for pattern, _ in compiled:
+        if not any(map(pattern.fullmatch, parameters | leaves)):
+            hint = nearest(pattern.pattern, parameters)
+            raise UserError(f"config.sharding: {pattern.pattern!r} matches no parameter.{hint}")
 
     def place(path, leaf):
         name = _name(path)
@@ -103,6 +118,18 @@ def state_shardings(state: Any, rules: Sequence[tuple[str, Any]], mesh: Mesh) ->
     return jax.tree_util.tree_map_with_path(place, state)
 
 
+def _rule(rule: Any) -> tuple[re.Pattern[str], Any]:
+    """A rule with its regex compiled; raises UserError for what is no rule."""
+    if not isinstance(rule, list | tuple) or len(rule) != 2 or type(rule[0]) is not str:
+        raise UserError(
+            f"config.sharding: {rule!r} must be a pair (regex, placement), such as ('.*', 'fsdp')."
+        )
+    try:
+        return re.compile(rule[0]), rule[1]
+    except re.error as error:
+        raise UserError(f"config.sharding: {rule[0]!r} is not a regular expression: {error}.") from error
+
+
 def _spec(leaf: Any, placement: Any, mesh: Mesh, name: str) -> P:
     if placement == "replicate" or not leaf.shape:
         return P()
@@ -113,15 +140,18 @@ def _spec(leaf: Any, placement: Any, mesh: Mesh, name: str) -> P:
         return (
             P(*[DATA_AXIS if dim == free[0] else None for dim in range(leaf.ndim)]) if large and free else P()
         )
-    if isinstance(placement, str):
+    if not isinstance(placement, list | tuple):
         raise UserError(
             f"config.sharding: unknown placement {placement!r}; take 'replicate', 'fsdp' or axis names."
         )
     if len(placement) > leaf.ndim:
         # A factored moment has fewer dimensions than its parameter; it is small, so it stays whole.
         return P()
+    split = [axis for axis in placement if axis is not None]
+    if any(split.count(axis) > 1 for axis in split):
+        raise UserError(f"config.sharding: {placement!r} splits two dimensions of {name} over one axis.")
     for dim, axis in enumerate(placement):
-        if axis is not None and (axis not in mesh.shape or leaf.shape[dim] % mesh.shape[axis]):
+        if axis is not None and (axis not in mesh.axis_names or leaf.shape[dim] % mesh.shape[axis]):
             raise UserError(
                 f"config.sharding: dimension {dim} of {name} (shape {leaf.shape}) cannot be split over axis "
                 f"{axis!r} of mesh {dict(mesh.shape)}."

@@ -66,7 +66,7 @@ def train(config: ConfigDict, workdir: pathlib.Path, stop: Preempted) -> int:
         if start_step:
             progress.log(f"resumed from {workdir / CHECKPOINTS}")
         recorder = Recorder(run, writer, progress, wall, loader, workdir, checkpointer)
-        save_every, keep_best = run.steps("ckpt", default=run.total_steps), run.settings.best_metric
+        save_every, keep_best = run.steps("ckpt", default=run.total_steps), run.best_metric
         step, leaving = start_step, False
 
         while step < run.total_steps and not leaving:

@@ -374,3 +374,26 @@ def test_close_ends_the_workers():
     assert time.monotonic() - start < 10
     left = children_of(os.getpid()) - before
     assert len(left) <= 1  # multiprocessing's resource tracker stays
+
+
+def test_worker_processes_leave_no_warning_at_exit(tmp_path):
+    """jax, reading batches where they lie, frees the last ones so late that Python would call them leaked."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import jax\n"
+        "from vitjax.data import pipeline, pp\n"
+        "from vitjax.data.sources import open_source\n"
+        "def main():\n"
+        "    source, host = open_source('digits'), pp.parse('decode|resize(64)').host\n"
+        "    batches = pipeline.train_batches(source, host, batch_size=64, seed=0, workers=1)\n"
+        "    for _, batch in zip(range(3), batches):\n"
+        "        jax.device_put(batch['image']).sum().block_until_ready()\n"
+        "    batches.close()\n"
+        "if __name__ == '__main__':\n"
+        "    main()\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(pathlib.Path(__file__).resolve().parents[2])}
+    done = subprocess.run(
+        [sys.executable, script], env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0 and not done.stderr, done.stderr

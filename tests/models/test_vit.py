@@ -319,7 +319,7 @@ def test_bfloat16_is_of_the_products_only(pool):
         ({"remat": "full"}, "nothing_saveable"),
         ({"drop_path": 1.0}, "drop_path=1.0"),
         ({"num_heads": 5}, "num_heads=5"),
-        ({"patch_size": "16"}, "patch_size='16'"),
+        ({"patch_size": "16"}, r"patch_size' = '16' is of type str"),
         ({"patch_size": (8, 0)}, "patch_size"),
         ({"class_token": False}, "class_token=False"),
     ],

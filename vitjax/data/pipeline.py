@@ -6,8 +6,11 @@ this function ahead of the training loop, in threads or worker processes. So nei
 number of hosts, nor a restart can change a batch, and the step is the whole state of the input.
 """
 
+import atexit
+import contextlib
 import dataclasses
 import functools
+import gc
 import multiprocessing
 import os
 import signal
@@ -100,6 +103,20 @@ def eval_batches(
     rows = EvalRows(len(source), _local(batch_size, process_index, process_count), batch_size)
     make = BatchMaker(source, host_fn, rows, 0, on_error, num_classes or source.num_classes)
     return BatchIterator(make, 0, -(-len(source) // batch_size), workers)
+
+
+def first_example(
+    source: Source, host_fn: HostFn, *, on_error: str, num_classes: int
+) -> dict[str, np.ndarray]:
+    """A batch of one: the first example, or with `on_error="skip"` another one if it is broken.
+
+    Raises:
+      UserError: as `train_batches` does while iterating.
+    """
+    rows = EvalRows(len(source), slice(0, 1), 1)
+    examples = BatchMaker(source, host_fn, rows, 0, on_error, num_classes)
+    example, _, _ = examples._example(ExampleRandom(0), 0, 0)
+    return stack([example])
 
 
 def _local(batch_size: int, process_index: int, process_count: int) -> slice:
@@ -288,6 +305,8 @@ class BatchIterator(Iterator[dict[str, np.ndarray]]):
         steps = grain.MapDataset.range(start, stop).map(make)
         if workers:
             _allow_grain_flags()
+            atexit.unregister(_free_shared_memory)  # so that it is registered once
+            atexit.register(_free_shared_memory)
             options = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
             processes = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=1)
             batches = steps.to_iter_dataset(options).mp_prefetch(processes, worker_init_fn=_start_worker)
@@ -322,6 +341,19 @@ def _close_all(running: list[Any]) -> None:
     """Closes Grain's iterators and lets go of them."""
     while running:
         running.pop().close()
+
+
+def _free_shared_memory() -> None:
+    """Frees the last batches of worker processes before Python warns at exit that they leaked.
+
+    jax lets go of arrays it has read only when garbage is collected, and Grain frees them in a thread that
+    would be gone by then.
+    """
+    with contextlib.suppress(ImportError, AttributeError):  # where it is in Grain is Grain's own business
+        from grain._src.python.ipc.shared_memory_array import SharedMemoryArray
+
+        SharedMemoryArray._disable_async_del()
+    gc.collect()
 
 
 def _allow_grain_flags() -> None:

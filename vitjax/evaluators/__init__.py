@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 
-from vitjax import durations, errors
+from vitjax import config, durations, errors
 
 EVALUATORS = {
     "accuracy": "vitjax.evaluators.accuracy.Accuracy",
@@ -69,6 +69,9 @@ def create(name: str, section: Any, *, context: Context, defaults: Mapping[str, 
             raise errors.UserError(
                 f"{where}.{key} is unknown; {section['type']} has {', '.join(valid)}.{hint}"
             )
+    kinds = config.annotations(cls)
+    for key, value in given.items():
+        config.check_type(f"evals.{name}.{key}", value, kinds.get(key, Any))
     given = {key: value for key, value in (defaults or {}).items() if key in valid} | given
     required = [key for key, parameter in valid.items() if parameter.default is parameter.empty]
     if missing := [key for key in required if key not in given]:
@@ -81,7 +84,10 @@ def get(type_name: str, *, where: str = "config.evals") -> type:
     path = EVALUATORS.get(type_name, type_name)
     module, _, attribute = str(path).rpartition(".")
     try:
-        return getattr(importlib.import_module(module), attribute)
+        cls = getattr(importlib.import_module(module), attribute)
+        if not isinstance(cls, type):
+            raise ValueError(f"{attribute} is no class")
+        return cls
     except (ImportError, AttributeError, ValueError) as e:
         raise errors.UserError(
             f"{where}.type={type_name!r} is neither one of {', '.join(EVALUATORS)} nor the dotted path of a"

@@ -71,6 +71,12 @@ class Accuracy:
         self._sums_step = inputs.replicated_jit(self._sums, context)
         self._answers_step = inputs.replicated_jit(self._answers, context)
 
+    metrics = ("prec@1", "prec@5", "loss", "ece")
+
+    def check(self, train_state: Any) -> None:
+        """Refuses data that does not fit the model, by shape: `train_state` may be abstract."""
+        self.input.check(self._sums_step, *inputs.weights(train_state, use_ema=self.use_ema))
+
     def run(self, train_state: Any) -> Iterator[tuple[str, float]]:
         """Yields the metrics of one pass; a loss that is not finite is reported as it is."""
         total: Any = None

@@ -1,5 +1,6 @@
 """Few-shot linear probe in closed form: how good are frozen features?"""
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -78,6 +79,16 @@ class FewShot:
             ]
             self.inputs[name] = (_Features(self, opened[0]), _Features(self, opened[1]))
 
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """The means, by which a best checkpoint can be kept."""
+        return tuple(f"{name}_{k}shot" for name in self.inputs for k in self.shots)
+
+    def check(self, train_state: Any) -> None:
+        """Refuses data that does not fit the model, by shape: `train_state` may be abstract."""
+        for features in itertools.chain.from_iterable(self.inputs.values()):
+            features.check(*inputs.weights(train_state, use_ema=self.use_ema))
+
     def run(self, train_state: Any) -> Iterator[tuple[str, float]]:
         """Yields the accuracies; NaN where features are not finite.
 
@@ -111,6 +122,10 @@ class _Features:
     def __init__(self, evaluator: FewShot, split: inputs.EvalInput):
         self.evaluator, self.input = evaluator, split
         self._step = inputs.replicated_jit(self._extract, split)
+
+    def check(self, params: Any, model_state: Any) -> None:
+        """Traces the extraction by shape."""
+        self.input.check(self._step, params, model_state)
 
     def __call__(self, params: Any, model_state: Any) -> tuple[np.ndarray, np.ndarray]:
         """Returns features float64 `[N, D]` and labels int `[N]`, in the order of the source."""

@@ -90,6 +90,29 @@ class EvalInput:
 
         return _fetch(results(), ahead=2)
 
+    def check(self, step: Any, params: Any, model_state: Any) -> None:
+        """Traces `step` by shape on a batch like the first example, so that what does not fit shows at once.
+
+        `step` is one made by `replicated_jit`, which keeps the trace for the evaluation itself.
+        """
+        from vitjax.data import pipeline
+
+        example = pipeline.first_example(
+            self.source, self.preprocess.host, on_error=self.on_error, num_classes=self.source.num_classes
+        )
+        rows = {key: value for key, value in example.items() if not key.startswith("_")}
+        rows |= {"_mask": np.ones(1, bool), "_id": np.zeros(1, np.int32)}
+        batch = {
+            key: jax.ShapeDtypeStruct(
+                (self.batch_size, *value.shape[1:]),
+                jax.dtypes.canonicalize_dtype(value.dtype),
+                sharding=self.sharding,
+            )
+            for key, value in rows.items()
+        }
+        with jax.set_mesh(self.mesh):
+            step.eval_shape(params, model_state, batch)
+
     def on_device(self, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
         """The device part of the preprocessing, traced; evaluation draws nothing, so its key is fixed."""
         return self.preprocess.device(batch, jax.random.key(0))

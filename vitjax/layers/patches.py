@@ -52,6 +52,12 @@ class PatchEmbedding(nn.Module):
     def __call__(self, image):
         """Embeds float images `[B, H, W, C]` as `[B, H/p, W/q, width]`."""
         channels = image.shape[-1]
+        made = self.get_variable("params", "kernel")
+        if made is not None and made.shape[-2] != channels:
+            raise UserError(
+                f"The model was made for images of {made.shape[-2]} channels, but this one has {channels}: "
+                "prepare images everywhere alike; 'decode' gives 3."
+            )
         kernel = self.param(
             "kernel", nn.initializers.lecun_normal(), (*self.patch_size, channels, self.width)
         )

@@ -14,6 +14,7 @@ from typing import Any, cast
 
 import flax.linen as nn
 
+from vitjax.config import annotations, check_type
 from vitjax.errors import UserError, nearest
 
 FAMILIES = ("vitjax.models.vit",)
@@ -34,6 +35,8 @@ def create(name: str, *, num_classes: int | None = None, **overrides: Any) -> nn
     (`my_package.my_module.MyModel`). `overrides` are fields of the model; one it
     does not have is a `UserError`. Without `num_classes` the model has no head.
     """
+    if not isinstance(name, str):
+        raise UserError(f"model.name={name!r} must be a string, such as 'vit_s16'.")
     make, fields = _import(name) if "." in name else _configure(name)
     if num_classes is not None:
         overrides["num_classes"] = num_classes
@@ -44,6 +47,9 @@ def create(name: str, *, num_classes: int | None = None, **overrides: Any) -> nn
                 f"model.{key} is not a field of {name!r}.{nearest(key, valid)} "
                 f"Valid are: {', '.join(sorted(valid - {'num_classes'}))}."
             )
+    kinds = annotations(make)
+    for key, value in overrides.items():
+        check_type(f"model.{key}", value, kinds.get(key, Any))
     return make(**{**fields, **overrides})
 
 

@@ -112,6 +112,11 @@ class ViT(nn.Module):
                 raise UserError(
                     f"{field}={value!r} is none of {', '.join(map(repr, valid))}.{_hint(value, valid)}"
                 )
+        for field in ("width", "depth", "mlp_dim", "num_heads"):
+            if getattr(self, field) < 1:
+                raise UserError(f"{field}={getattr(self, field)!r} must be 1 or more.")
+        if self.rep_size < 0:
+            raise UserError(f"rep_size={self.rep_size!r} must be a number of features, True or False.")
         for field in ("dropout", "drop_path"):
             if not 0 <= getattr(self, field) < 1:
                 raise UserError(f"{field}={getattr(self, field)!r} is not a rate: 0 <= {field} < 1.")

@@ -116,6 +116,11 @@ def create(name: str, options: Mapping[str, Any]) -> optax.GradientTransformatio
                 f"config.optax: {name!r} has no option {key!r}; it has {', '.join(valid) or 'none'}."
                 f"{errors.nearest(str(key), valid)}"
             )
+        default = valid[key].default
+        if type(default) in (int, float) and not _is_number(options[key]):
+            raise errors.UserError(
+                f"config.optax.{key}={options[key]!r} must be a number, such as {default!r}."
+            )
     try:
         transform = make(**options)
     except (TypeError, ValueError) as e:
@@ -123,3 +128,7 @@ def create(name: str, options: Mapping[str, Any]) -> optax.GradientTransformatio
     if not isinstance(transform, optax.GradientTransformation):
         raise errors.UserError(f"optax_name={name!r} is a part of optax, but not a gradient transformation.")
     return transform
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -19,8 +19,8 @@ def create(section: Mapping[str, Any], model: Any) -> Any:
     """Builds the task that config section `task` names: `dict(name="classify", loss="softmax_xent")`."""
     section = dict(section)
     name = section.pop("name", "classify")
-    if name not in TASKS:
+    if not isinstance(name, str) or name not in TASKS:
         raise UserError(
-            f"config.task.name = {name!r} is unknown.{nearest(name, TASKS)} Tasks: {', '.join(TASKS)}."
+            f"config.task.name = {name!r} is unknown.{nearest(str(name), TASKS)} Tasks: {', '.join(TASKS)}."
         )
     return TASKS[name](model, **bind(TASKS[name], section, "task", given=("model",)))
