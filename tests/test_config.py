@@ -1,6 +1,8 @@
 """Config files, overrides, and what is refused."""
 
+import pathlib
 import re
+import sys
 from collections.abc import Mapping, Sequence
 
 import pytest
@@ -9,6 +11,7 @@ from configs import common
 from vitjax import config
 from vitjax.errors import UserError
 
+ROOT = pathlib.Path(__file__).resolve().parent.parent
 AUGREG = "configs/augreg.py"
 
 
@@ -190,3 +193,13 @@ def test_augreg_recipe_follows_the_paper():
         30,
     )
     assert "randaug(2, 15" in big.input.pp and "mixup(0.5)" in big.input.pp
+
+
+def test_common_is_found_from_a_config_file_anywhere(tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.path", [entry for entry in sys.path if entry not in ("", str(ROOT))])
+    for name in ("configs", "configs.common"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    path = write(
+        tmp_path, "from configs import common; c.lr = float(common.parse_arg(None, lr=2.0).lr); return c"
+    )
+    assert config.load(path).lr == 2.0

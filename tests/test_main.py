@@ -224,7 +224,7 @@ def refusal(capsys, *args):
             r"input\.pp: Classification needs 'labels'",
         ),
         ("--config.input.pp=decode|keep('label')", r"input\.pp: Classification needs 'image'"),
-        ("--config.evals.val=3", r"config\.evals\.val = 3 must be a section"),
+        ("--config.evals.other=3", r"config\.evals\.other = 3 must be a section"),
         ("--config.evals.val.split=tset", r"config\.evals\.val: split 'tset' .*Did you mean 'test'"),
         ("--config.evals.val.workers=x", r"'evals\.val\.workers' = 'x' is of type str; it must be int"),
         ("--config.evals.val.type=os.path", r"path is no class"),
@@ -240,6 +240,17 @@ def test_a_mistake_is_one_message_and_exit_code_2(tmp_path, capsys, override, sa
 
 def test_training_needs_a_workdir(capsys):
     assert "--workdir DIR is required" in refusal(capsys, *QUICK)
+
+
+def test_an_empty_workdir_is_none(capsys):
+    assert "--workdir DIR is required" in refusal(capsys, *QUICK, "--workdir", "")
+
+
+def test_a_best_metric_may_say_which_way_is_better():
+    from vitjax import config, experiment
+
+    run = experiment.build(config.load(QUICK[1], {"best_metric": "min:val/loss"}))
+    assert run.best_metric == "val/loss"
 
 
 def test_unknown_options_are_refused(capsys):
