@@ -352,7 +352,11 @@ def _free_shared_memory() -> None:
     with contextlib.suppress(ImportError, AttributeError):  # where it is in Grain is Grain's own business
         from grain._src.python.ipc.shared_memory_array import SharedMemoryArray
 
+        freeing = SharedMemoryArray._del_thread_pool
         SharedMemoryArray._disable_async_del()
+        if freeing is not None:
+            freeing.close()
+            freeing.join()
     gc.collect()
 
 
