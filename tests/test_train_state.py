@@ -103,3 +103,15 @@ def test_every_buffer_of_the_state_is_donated():
     state = make_init(task, optimizer, preprocess, seed=0, ema=True)(batch_of(0))
     text = jax.jit(step, donate_argnums=0).lower(state, batch_of(0)).as_text()
     assert text.count("tf.aliasing_output") == len(jax.tree.leaves(state))
+
+
+def test_norms_that_nobody_reads_are_not_computed():
+    state, always = build()
+    _, at_even = build(logged=lambda step: step % 2 == 0)
+    for number in (1, 2):
+        expected_state, expected = always(state, batch_of(number))
+        state, metrics = at_even(state, batch_of(number))
+        np.testing.assert_array_equal(state.params["w"], expected_state.params["w"])
+        assert metrics["l2_grads"] == expected["l2_grads"]
+        for name in ("l2_params", "l2_updates"):
+            assert (metrics[name] == expected[name]) if number == 2 else np.isnan(metrics[name])

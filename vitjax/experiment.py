@@ -130,6 +130,7 @@ class Experiment:
             seed=settings.seed,
             update_ema=optim.ema.create(**settings.ema) if settings.ema is not None else None,
             accumulation=settings.grad_accum,
+            logged=self.logged,
         )
         return jax.jit(
             step,
@@ -137,6 +138,11 @@ class Experiment:
             out_shardings=(state_placement(self.abstract_state), None),
             compiler_options=compiler.options(self.model),
         )
+
+    def logged(self, step: Any) -> Any:
+        """Whether the metrics of `step` (a number or traced) are written: first, every so many, last."""
+        every = max(1, self.steps("log_training", default=50) or self.total_steps)
+        return (step == 1) | (step % every == 0) | (step == self.total_steps)
 
     def batches(self, start_step: int) -> pipeline.BatchIterator:
         """This process's rows of the training batches from `start_step` on."""

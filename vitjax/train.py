@@ -127,7 +127,6 @@ class Recorder:
     ):
         self._run, self._writer, self._progress, self._wall = run, writer, progress, wall
         self._loader, self._workdir, self._checkpointer = loader, workdir, checkpointer
-        self._log_every = run.steps("log_training", default=50)
         self._pending: collections.deque = collections.deque()
 
     def add(self, step: int, metrics: dict[str, jax.Array], ids: np.ndarray) -> None:
@@ -149,7 +148,7 @@ class Recorder:
         self._writer.flush()
 
     def _record(self, step: int, metrics: dict[str, jax.Array], ids: np.ndarray) -> None:
-        logged = step == 1 or due(step, self._log_every, self._run)
+        logged = self._run.logged(step)
         values = {name: float(value) for name, value in metrics.items() if logged or name in CHECKED}
         bad = {name: value for name, value in values.items() if name in CHECKED and not math.isfinite(value)}
         if bad:

@@ -1,5 +1,6 @@
 """The one pytree a run consists of, how it is born, and the step that takes it forward."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -46,7 +47,14 @@ def make_init(task, optimizer, preprocess, *, seed: int, ema: bool = False) -> C
 
 
 def make_step(
-    task, optimizer, preprocess, *, seed: int, update_ema: Callable | None = None, accumulation: int = 1
+    task,
+    optimizer,
+    preprocess,
+    *,
+    seed: int,
+    update_ema: Callable | None = None,
+    accumulation: int = 1,
+    logged: Callable[[jax.Array], jax.Array] | None = None,
 ) -> Callable[[TrainState, dict], tuple[TrainState, dict]]:
     """Returns `step(state, batch) -> (state, metrics)`, a pure function to be jitted with the state donated.
 
@@ -61,6 +69,8 @@ def make_step(
       update_ema: `(ema_params, params, step) -> ema_params`, or None for no averaging.
       accumulation: number of equal slices of a batch that go through the model one after the other; their
         gradients and metrics are averaged.
+      logged: traceable `step -> bool`, whether the metrics after this step are read. At other steps
+        `l2_params` and `l2_updates` are NaN, which saves passes over all parameters (5 % of a CPU step).
     """
 
     def loss_and_grads(state: TrainState, batch: dict, rng: jax.Array):
@@ -95,12 +105,12 @@ def make_step(
         if update_ema:
             ema_params = update_ema(state.ema_params, params, state.step)
         new = TrainState(state.step + 1, params, model_state, opt_state, ema_params)
-        norms = dict(
-            l2_grads=_norm(optimizer.trainable(grads)),
-            l2_params=_norm(params),
-            l2_updates=_norm(updates),
-        )
-        return new, dict(training_loss=loss, **norms, **metrics)
+        norms = lambda: dict(l2_params=_norm(params), l2_updates=_norm(updates))
+        if logged:
+            unread = dict.fromkeys(("l2_params", "l2_updates"), jnp.float32(jnp.nan))
+            norms = functools.partial(jax.lax.cond, logged(new.step), norms, lambda: unread)
+        l2_grads = _norm(optimizer.trainable(grads))
+        return new, dict(training_loss=loss, l2_grads=l2_grads, **norms(), **metrics)
 
     return step
 
