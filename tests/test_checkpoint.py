@@ -103,12 +103,12 @@ def two_saved(tmp_path_factory):
 def test_everything_comes_back_bit_for_bit(opened):
     c = opened()
     assert c.restore(abstract(make_state())) is None and c.latest_step() is None
-    c.save(3, make_state(3), metrics={"val/prec@1": np.float32(0.5)}, meta={"note": [1, None]})
+    c.save(3, make_state(3), metrics={"val/prec@1": np.float32(0.5)})
     step, state = c.restore(abstract(make_state()))
     assert step == 3 and c.steps() == [3]
     assert_same(state, make_state(3))
     record = json.loads((c.directory / "3/_CHECKPOINT_METADATA").read_text())["custom_metadata"]
-    assert record["metrics"] == {"val/prec@1": 0.5} and record["meta"] == {"note": [1, None]}
+    assert record["metrics"] == {"val/prec@1": 0.5}
     assert record["leaves"]["opt_state/0/count"] == ["int32", [], checksums([np.int32(3)])[0]]
 
 
@@ -120,8 +120,6 @@ def test_a_relative_directory(tmp_path, monkeypatch):
 
 
 def test_a_mistake_of_ours_is_not_told_as_one_of_the_disk(opened):
-    with pytest.raises(TypeError):
-        opened().save(1, {"x": jnp.ones(2)}, meta={"not json": object()})
     with pytest.raises(TypeError):
         opened().save(1, {"x": "text"})
 
@@ -332,16 +330,13 @@ def test_a_checkpoint_that_is_not_understood_is_not_deleted(opened):
 # Somebody else's checkpoints.
 
 
-def test_another_config_is_refused_with_both_values(two_saved, warnings):
+def test_another_config_is_refused_with_both_values(two_saved):
     other = {"model": {"name": "vit_b32", "patches": [32, 32]}, "seed": 0, "mixup": 0.2}
     with pytest.raises(UserError) as e:
         Checkpointer(two_saved, fingerprint=other)
     assert "mixup is 0.2 now, (absent) there" in str(e.value)
     assert "model.name is 'vit_b32' now, 'vit_s32' there" in str(e.value)
     assert "--workdir" in str(e.value) and "seed" not in str(e.value) and "patches" not in str(e.value)
-    with Checkpointer(two_saved, fingerprint=other, allow_mismatch=True, warn=warnings.append) as c:
-        assert c.restore(abstract(make_state()))[0] == 2
-    assert "vit_b32" in warnings[0] and len(warnings) == 1
 
 
 def test_another_tree_is_refused_by_leaf(two_saved):

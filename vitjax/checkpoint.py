@@ -44,7 +44,6 @@ class Checkpointer:
       best_metric: a name among the metrics given to `save`: "val/prec@1" or "max:val/prec@1" (more is
         better), "min:val/loss" (less is better). None: none is best.
       keep_every: checkpoints at multiples of this many steps are permanent.
-      allow_mismatch: another fingerprint is a warning, not an error.
       remedy: last sentence of the error about another config or another tree.
       warn: takes a line of text; stderr by default.
 
@@ -61,7 +60,6 @@ class Checkpointer:
         keep_best: int = 1,
         best_metric: str | None = None,
         keep_every: int | None = None,
-        allow_mismatch: bool = False,
         remedy: str = "Give another --workdir, or set these back.",
         warn: Callable[[str], None] = lambda text: print(f"warning: {text}", file=sys.stderr, flush=True),
     ):
@@ -79,7 +77,7 @@ class Checkpointer:
         self._pool = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
         if jax.process_index() == 0:
             self._check_writable()
-        self._check_fingerprint(allow_mismatch)
+        self._check_fingerprint()
         self._sweep()
         _sync("checkpoint directory is ready")
 
@@ -109,7 +107,6 @@ class Checkpointer:
         step: int,
         state: Any,
         metrics: Mapping[str, Any] | None = None,
-        meta: Mapping[str, Any] | None = None,
     ) -> None:
         """Starts to write `state` as the checkpoint of `step`; returns when the state may be donated.
 
@@ -122,7 +119,6 @@ class Checkpointer:
           state: pytree of jax arrays (of any sharding; typed PRNG keys too), numpy arrays, Python numbers
             and None.
           metrics: name -> number, kept with the checkpoint; NaN is never best.
-          meta: any JSON, kept with the checkpoint.
 
         Raises:
           UserError: the save before this one failed, or this one cannot begin, or the directory holds a
@@ -144,7 +140,6 @@ class Checkpointer:
                 step=int(step),
                 fingerprint=self._fingerprint,
                 metrics={name: float(value) for name, value in (metrics or {}).items()},
-                meta=dict(meta or {}),
             )
         except OSError as e:
             raise self._failure(step, e) from e
@@ -278,7 +273,7 @@ class Checkpointer:
                 " may write to."
             ) from e
 
-    def _check_fingerprint(self, allow_mismatch: bool) -> None:
+    def _check_fingerprint(self) -> None:
         for step in reversed(self.steps()):
             try:
                 there = _flat(files.read_record(self.directory / str(step))["fingerprint"])
@@ -291,10 +286,9 @@ class Checkpointer:
                 if here.get(key) != there.get(key)
             ]
             if told:
-                text = f"{self.directory} holds checkpoints of another config: {files.some(told, '; ')}."
-                if not allow_mismatch:
-                    raise UserError(f"{text} {self._remedy}")
-                self._warn(f"{text} Going on with them all the same, as told.")
+                raise UserError(
+                    f"{self.directory} holds checkpoints of another config: {files.some(told, '; ')}. {self._remedy}"
+                )
             return
 
     def _set_aside(self, damaged: Mapping[int, str], used: int) -> None:

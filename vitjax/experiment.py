@@ -197,6 +197,8 @@ def build(config: ConfigDict) -> Experiment:
 
     sizes = dict(batch_size=data.batch_size, num_examples=len(source))
     total_steps = durations.steps(config, "total", total_steps=None, **sizes)
+    if total_steps < 1:
+        raise UserError("the length of training is 0: set config.total_steps or config.total_epochs.")
     with blaming("config.input.pp"):
         abstract_params = jax.eval_shape(
             lambda rng, batch: task.init(rng, preprocess.device(batch, rng))[0], jax.random.key(0), batch_spec

@@ -64,7 +64,8 @@ def train(config: ConfigDict, workdir: pathlib.Path, stop: Preempted) -> int:
         )
         progress.print(headline(run))
         if start_step:
-            progress.log(f"resumed from {workdir / CHECKPOINTS}")
+            left = "" if start_step < run.total_steps else ": training is complete"
+            progress.log(f"resumed from {workdir / CHECKPOINTS}{left}")
         recorder = Recorder(run, writer, progress, wall, loader, workdir, checkpointer)
         save_every, keep_best = run.steps("ckpt", default=run.total_steps), run.best_metric
         step, leaving = start_step, False
@@ -90,7 +91,7 @@ def train(config: ConfigDict, workdir: pathlib.Path, stop: Preempted) -> int:
                     with wall.phase("checkpoint"):
                         checkpointer.save(step, state, metrics=results)
                         describe_run(run, workdir, wall)
-                        progress.log("checkpoint")
+                        progress.log("saving checkpoint")
 
         with wall.phase("checkpoint"):
             checkpointer.wait()
@@ -237,6 +238,7 @@ def open_checkpoints(run: Experiment, workdir: pathlib.Path) -> Checkpointer:
     return Checkpointer(
         workdir / CHECKPOINTS,
         fingerprint=fingerprint(run.config),
+        remedy="The result depends on all of these: set them back, or give another --workdir.",
         keep_last=run.settings.keep_last,
         keep_best=1 if run.settings.best_metric else 0,
         best_metric=run.settings.best_metric,
