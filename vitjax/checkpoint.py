@@ -286,9 +286,8 @@ class Checkpointer:
                 if here.get(key) != there.get(key)
             ]
             if told:
-                raise UserError(
-                    f"{self.directory} holds checkpoints of another config: {files.some(told, '; ')}. {self._remedy}"
-                )
+                differ = files.some(told, "; ")
+                raise UserError(f"{self.directory} holds checkpoints of another config: {differ}. {self._remedy}")
             return
 
     def _set_aside(self, damaged: Mapping[int, str], used: int) -> None:
