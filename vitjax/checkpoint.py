@@ -286,8 +286,10 @@ class Checkpointer:
                 if here.get(key) != there.get(key)
             ]
             if told:
-                differ = files.some(told, "; ")
-                raise UserError(f"{self.directory} holds checkpoints of another config: {differ}. {self._remedy}")
+                raise UserError(
+                    f"{self.directory} holds checkpoints of another config: {files.some(told, '; ')}."
+                    f" {self._remedy}"
+                )
             return
 
     def _set_aside(self, damaged: Mapping[int, str], used: int) -> None:
