@@ -37,6 +37,7 @@ TEST = [
     "pytest>=8.3",
     "pytest-xdist>=3.6",
     "ruff>=0.17,<0.18",
+    "scikit-learn>=1.6",
     "tensorboard>=2.19",
 ]
 

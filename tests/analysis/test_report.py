@@ -141,9 +141,8 @@ def test_hostile_names_are_text(tmp_path):
             "wall_time": {evil: 1.0},
         },
     )
-    path = report.write_report(
-        tmp_path, predictions=answers(), class_names=[evil] * 3, images=picture, config_text=evil
-    )
+    (tmp_path / "config.json").write_text(json.dumps({evil: evil}))
+    path = report.write_report(tmp_path, predictions=answers(), class_names=[evil] * 3, images=picture)
     text, _ = check(path)
     assert "alert(1)" in text and "<script" not in path.read_text()
     path = report.write_report(tmp_path, predictions=answers(60, 500), class_names=[evil] * 60)

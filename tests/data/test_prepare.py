@@ -159,13 +159,14 @@ def test_unusual_files_of_imagenet_become_rgb_jpeg(tmp_path):
     plain = prepare._plain_jpeg(prepare.Example("key", png, "label", "origin"))
     assert plain.image.startswith(b"\xff\xd8")
     np.testing.assert_allclose(prepare.decode(plain), image, atol=3)
-    image_module = pytest.importorskip("PIL.Image")
-    image_module.fromarray(image).convert("CMYK").save(tmp_path / "cmyk.jpg", quality=100)
+    from PIL import Image
+
+    Image.fromarray(image).convert("CMYK").save(tmp_path / "cmyk.jpg", quality=100)
     cmyk = prepare._plain_jpeg(
         prepare.Example("key", (tmp_path / "cmyk.jpg").read_bytes(), "label", "origin")
     )
     np.testing.assert_allclose(prepare.decode(cmyk), image, atol=3)
-    assert image_module.open(io.BytesIO(cmyk.image)).mode == "RGB"
+    assert Image.open(io.BytesIO(cmyk.image)).mode == "RGB"
     grey = cv2.imencode(".jpg", image[..., 0])[1].tobytes()
     for data in (grey, jpeg(3)):
         assert prepare._plain_jpeg(prepare.Example("key", data, "label", "origin")).image == data

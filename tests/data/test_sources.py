@@ -40,7 +40,8 @@ def idx_bytes(array):
     ["train", "train[:80%]", "train[80%:]", "train[33%:66%]", "train[-10%:]", "train[:0.5%]", "train[1:]"],
 )
 def test_slices_are_those_of_tfds(split, num_examples):
-    tfds = pytest.importorskip("tensorflow_datasets")
+    import tensorflow_datasets as tfds
+
     info = tfds.core.SplitInfo(
         name="train",
         shard_lengths=[num_examples],
@@ -116,11 +117,11 @@ def test_bad_sources_are_explained(data, says):
 
 
 def test_digits_are_those_of_scikit_learn():
-    datasets = pytest.importorskip("sklearn.datasets")
-    selection = pytest.importorskip("sklearn.model_selection")
+    from sklearn import datasets, model_selection
+
     x, y = datasets.load_digits(return_X_y=True)
     x = np.rint(x.reshape(-1, 8, 8, 1) * 255 / 16)
-    split = selection.train_test_split(x, y, test_size=0.2, random_state=0, stratify=y)
+    split = model_selection.train_test_split(x, y, test_size=0.2, random_state=0, stratify=y)
     for name, images, labels in (("train", split[0], split[2]), ("test", split[1], split[3])):
         source = open_source("digits", name)
         assert len(source) == len(labels)

@@ -43,8 +43,6 @@ def write_report(
     predictions: Mapping[str, np.ndarray] | None = None,
     class_names: Sequence[str] = (),
     images: Callable[[int], np.ndarray] | None = None,
-    config_text: str | None = None,
-    versions: Mapping[str, str] | None = None,
 ) -> pathlib.Path:
     """Writes WORKDIR/report.html from what the folder holds, and returns its path.
 
@@ -58,8 +56,6 @@ def write_report(
         classes by falling probability. Examples with a negative label are left out.
       class_names: names by class.
       images: gives the picture of an `_id` as uint8 [H, W, C].
-      config_text: the configuration to show, instead of that of `config.json`.
-      versions: versions to show, instead of those of `run.json`.
 
     Raises:
       UserError: the page cannot be written, or there is nothing in the folder to report on.
@@ -72,14 +68,12 @@ def write_report(
                 preds.add_thumbnails(answers, images)
             preds.save(workdir, answers)
     rows, info, answers = read_metrics(workdir), read_run_info(workdir), preds.load(workdir)
-    config_text = _config_text(workdir) if config_text is None else config_text
+    config_text = _config_text(workdir)
     if not (rows or info or answers or config_text):
         raise UserError(
             f"There is nothing to report on in {os.fspath(workdir)!r}: it holds none of metrics.jsonl, "
             "run.json, config.json and predictions.npz. Name the workdir of a run."
         )
-    if versions is not None:
-        info = info | {"versions": dict(versions)}
     files.replace(workdir / REPORT_FILE, _page(workdir.resolve().name, rows, info, answers, config_text))
     return workdir / REPORT_FILE
 
