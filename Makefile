@@ -17,7 +17,7 @@ lint: $(VENV)/.test
 	$(VENV)/bin/ruff format --check .
 
 types: $(VENV)/.test
-	$(VENV)/bin/pyright
+	$(VENV)/bin/pyright --pythonpath $(RUN)
 
 tensorflow-free: $(VENV)/.test
 	$(RUN) tests/imports_no_tensorflow.py

@@ -17,7 +17,7 @@ CORE = [
     "etils[epath]>=1.12",
     "flax>=0.12.8,<0.13",
     "grain>=0.2.18",
-    "importlib_resources",  # needed by tensorflow-datasets' builders, which do not declare it
+    "importlib_resources>=6.5",  # needed by tensorflow-datasets' builders, which do not declare it
     "jax>=0.10.2,<0.13",
     "matplotlib>=3.9",
     "ml_collections>=1.1",
@@ -28,12 +28,12 @@ CORE = [
     "rich>=13.7",
     "simplejpeg>=1.9",
     "tensorboardX>=2.6.5",
-    "tensorflow-datasets==4.9.*",
+    "tensorflow-datasets>=4.9.10,<4.10",
 ]
 TEST = [
     "pillow>=11",
     "portpicker>=1.6",
-    "pyright>=1.1.414",
+    "pyright[nodejs]>=1.1.414",
     "pytest>=8.3",
     "pytest-xdist>=3.6",
     "ruff>=0.17,<0.18",
