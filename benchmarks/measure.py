@@ -86,7 +86,9 @@ def write(name: str, rows: Sequence[Mapping[str, Any]], packages: Sequence[str])
     path = RESULTS / f"{name}.csv"
     script = pathlib.Path(sys.argv[0])
     with open(path, "w", newline="") as file:
-        file.write(f"# command: python benchmarks/{script.name} {shlex.join(sys.argv[1:])}".rstrip() + "\n")
+        # Where things lie on this machine is nobody's concern: of paths only the last part.
+        arguments = [pathlib.Path(word).name if os.path.isabs(word) else word for word in sys.argv[1:]]
+        file.write(f"# command: python benchmarks/{script.name} {shlex.join(arguments)}".rstrip() + "\n")
         file.write(f"# machine: {machine()}\n# versions: python {platform.python_version()}, ")
         file.write(versions(packages) + "\n")
         writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
