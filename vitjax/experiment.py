@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
-import numpy as np
+import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -117,8 +117,8 @@ class Experiment:
     def init_state(self) -> TrainState:
         """The state at step 0, born sharded."""
         init = _init(self.settings, self.task, self.optimizer, self.preprocess)
-        zeros = jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), self.batch_spec)
-        return jax.jit(init, out_shardings=state_placement(self.abstract_state))(zeros)
+        zeros = lambda: jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), self.batch_spec)
+        return jax.jit(lambda: init(zeros()), out_shardings=state_placement(self.abstract_state))()
 
     def train_step(self) -> Callable[[TrainState, dict], tuple[TrainState, dict]]:
         """The jitted step `(state, batch) -> (state, metrics)`; it takes over the buffers of the state."""
@@ -178,23 +178,12 @@ def build(config: ConfigDict) -> Experiment:
 
     with blaming("config.input"):
         source = open_source(data.data, data.split)
-    num_classes = source.num_classes if settings.num_classes is None else settings.num_classes
-    if num_classes < 1:
-        raise UserError(
-            f"config.num_classes = {num_classes}: 1 or more; left out, as many as the source has."
-        )
+    num_classes = _num_classes(settings, source)
     preprocess = parse_pp(data.pp, num_classes, "input.pp")
     batch_spec = first_batch_spec(source, preprocess, data, num_classes)
 
-    model_options = dict(settings.model)
-    if "name" not in model_options:
-        raise UserError("config.model.name is missing: name an architecture, such as 'vit_s32'.")
-    if "num_classes" in model_options:
-        raise UserError("config.model.num_classes belongs to the top level: set config.num_classes.")
-    with blaming("config.model"):
-        model = models.create(model_options.pop("name"), num_classes=num_classes, **model_options)
+    model = _create_model(settings, num_classes)
     task = tasks.create(settings.task, model)
-
     sizes = dict(batch_size=data.batch_size, num_examples=len(source))
     total_steps = durations.steps(config, "total", total_steps=None, **sizes)
     if total_steps < 1:
@@ -204,25 +193,7 @@ def build(config: ConfigDict) -> Experiment:
             lambda rng, batch: task.init(rng, preprocess.device(batch, rng))[0], jax.random.key(0), batch_spec
         )
     optimizer = optim.create(abstract_params, total_steps=total_steps, **sizes, **optimizer_section(config))
-    abstract_state = jax.eval_shape(_init(settings, task, optimizer, preprocess), batch_spec)
-    if settings.ema is not None:
-        bind(optim.ema.create, settings.ema, "ema")
-    placement = sharding.state_shardings(abstract_state, settings.sharding, mesh)
-    abstract_state = jax.tree.map(
-        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
-        abstract_state,
-        placement,
-    )
-
-    with blaming("config.input.pp"):  # what the loss misses is better missed now than after the compilation
-        jax.eval_shape(
-            lambda state, batch, rng: task.loss(
-                state.params, state.model_state, preprocess.device(batch, rng), rng
-            )[0],
-            abstract_state,
-            batch_spec,
-            jax.random.key(0),
-        )
+    abstract_state = _shape_state(settings, task, optimizer, preprocess, batch_spec, mesh)
 
     experiment = Experiment(
         config, settings, data, source, num_classes, preprocess, mesh, model, task, optimizer, total_steps,
@@ -232,6 +203,50 @@ def build(config: ConfigDict) -> Experiment:
         experiment.evaluators[name] = _build_evaluator(experiment, name, section)
     check_best_metric(experiment)
     return experiment
+
+
+def _num_classes(settings: Settings, source: Any) -> int:
+    found = source.num_classes if settings.num_classes is None else settings.num_classes
+    if found < 1:
+        raise UserError(f"config.num_classes = {found}: 1 or more; left out, as many as the source has.")
+    return found
+
+
+def _create_model(settings: Settings, num_classes: int) -> Any:
+    options = dict(settings.model)
+    if "name" not in options:
+        raise UserError("config.model.name is missing: name an architecture, such as 'vit_s32'.")
+    if "num_classes" in options:
+        raise UserError("config.model.num_classes belongs to the top level: set config.num_classes.")
+    with blaming("config.model"):
+        return models.create(options.pop("name"), num_classes=num_classes, **options)
+
+
+def _shape_state(
+    settings: Settings,
+    task: Any,
+    optimizer: optim.Optimizer,
+    preprocess: pp.Preprocess,
+    batch_spec: dict[str, jax.ShapeDtypeStruct],
+    mesh: Mesh,
+) -> TrainState:
+    """The train state by shape, with shardings, after the loss has been found to go with the batch."""
+    if settings.ema is not None:
+        bind(optim.ema.create, settings.ema, "ema")
+    state = jax.eval_shape(_init(settings, task, optimizer, preprocess), batch_spec)
+    placement = sharding.state_shardings(state, settings.sharding, mesh)
+    with blaming("config.input.pp"):  # what the loss misses is better missed now than after the compilation
+        jax.eval_shape(
+            lambda state, batch, rng: task.loss(
+                state.params, state.model_state, preprocess.device(batch, rng), rng
+            )[0],
+            state,
+            batch_spec,
+            jax.random.key(0),
+        )
+    return jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), state, placement
+    )
 
 
 @contextlib.contextmanager
