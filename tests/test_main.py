@@ -73,7 +73,9 @@ def uninterrupted(tmp_path_factory):
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_killed_run_resumes_bit_for_bit(tmp_path, uninterrupted, workers):
-    kill_at = random.randint(6, 24)  # early enough that the run cannot end before the signal arrives
+    # Late enough that the checkpoint of step 5 is whole (that of step 10 waited for it), and early enough
+    # that the run cannot end before the signal arrives.
+    kill_at = random.randint(11, 28)
     print("killed at step", kill_at)
     command = (*SHORT, "--workdir", tmp_path, f"--config.input.workers={workers}")
     process = start(*command)

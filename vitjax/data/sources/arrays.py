@@ -105,9 +105,9 @@ def open_arrays(path: str) -> Splits:
     return open_npz(file)
 
 
-def open_npz(file: pathlib.Path, class_names: tuple[str, ...] | None = None) -> Splits:
-    """The splits of a `.npz` file, named as `open_arrays` says."""
-    name = f"arrays:{file}"
+def open_npz(file: pathlib.Path, name: str | None = None) -> Splits:
+    """The splits of a `.npz` file, named as `open_arrays` says; in messages the source is called `name`."""
+    name, class_names = name or f"arrays:{file}", None
     with _npz(file) as stored:
         found = {
             split: pair
@@ -120,7 +120,7 @@ def open_npz(file: pathlib.Path, class_names: tuple[str, ...] | None = None) -> 
                 f"{file} has the arrays {sorted(stored)}, but 'images' and 'labels', 'x_train' and 'y_train' "
                 "or 'train_images' and 'train_labels' are needed."
             )
-        if class_names is None and "class_names" in stored:
+        if "class_names" in stored:
             class_names = tuple(str(each) for each in _member(file, stored, "class_names"))
         if class_names is None:
             class_names = _numbered(name, [_member(file, stored, labels) for _, labels in found.values()])

@@ -21,4 +21,4 @@ def open_digits(argument: str) -> Splits:
     distributes it; the grey levels were rescaled as said above.
     """
     del argument
-    return open_npz(_FILE)
+    return open_npz(_FILE, name="digits")
