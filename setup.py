@@ -57,8 +57,8 @@ setuptools.setup(
         "cuda": ["jax[cuda13]"],
         "tpu": ["jax[tpu]"],
         "test": TEST,
-        "docs": ["furo>=2024.8", "myst-nb>=1.2", "sphinx>=8"],
-        "translate": ["sacrebleu>=2.4", "sentencepiece>=0.2"],
+        "docs": ["furo>=2025.12", "myst-nb>=1.4", "sphinx>=9"],
+        "translate": ["sacrebleu>=2.6", "sentencepiece>=0.2.1"],
     },
     classifiers=[
         "License :: OSI Approved :: Apache Software License",
