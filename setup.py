@@ -61,7 +61,6 @@ setuptools.setup(
         "translate": ["sacrebleu>=2.6", "sentencepiece>=0.2.1"],
     },
     classifiers=[
-        "License :: OSI Approved :: Apache Software License",
         "Programming Language :: Python :: 3",
         "Topic :: Scientific/Engineering :: Artificial Intelligence",
     ],
