@@ -234,22 +234,6 @@ def test_choice_takes_the_same_entries_of_all_keys():
         host("choice(key='q')", {"q": np.int32(3)})
 
 
-def test_choice_no_replacement_goes_through_all_entries():
-    rounds = []
-    for turn in range(20):
-        picked = [
-            int(
-                host("choice_no_replacement(key='x')", {"x": np.arange(5), "_id": 1, "_epoch": turn * 5 + i})[
-                    "x"
-                ]
-            )
-            for i in range(5)
-        ]
-        assert sorted(picked) == [0, 1, 2, 3, 4]
-        rounds.append(tuple(picked))
-    assert len(set(rounds)) > 10
-
-
 def _key():
     import jax
 

@@ -172,31 +172,6 @@ def choice(n="single", key=None, fewer_ok=False, inkey=None, outkey=None):
     return op
 
 
-@register("choice_no_replacement")
-def choice_no_replacement(key=None, inkey=None, outkey=None, seed=0):
-    """Picks the same entry of one or several arrays, another one in each epoch until all have had their turn.
-
-    Which one depends on the example (`_id`), the epoch (`_epoch`, from 0) and `seed` alone, so that a resumed
-    run goes on as if it had not stopped. Each round through the entries has an order of its own.
-
-    Args:
-        key: see `choice`.
-        inkey: see `choice`.
-        outkey: see `choice`.
-        seed: another seed, another order.
-    """
-    keys = _key_pairs(key, inkey, outkey)
-
-    def op(example, rng):
-        entries = _number_of_entries(example, keys)
-        number, epoch = int(value_of(example, "_id")), int(value_of(example, "_epoch"))
-        turn, place = divmod(epoch, entries)
-        index = np.random.default_rng((seed, number, turn)).permutation(entries)[place]
-        return {**example, **{target: example[source][index] for source, target in keys}}
-
-    return op
-
-
 def _bounds(n) -> tuple[int, int]:
     match n:
         case "single":
