@@ -27,6 +27,7 @@ CORE = [
     "orbax-checkpoint>=0.12.8,<0.13",
     "rich>=13.7",
     "simplejpeg>=1.9",
+    "submitit>=1.5",
     "tensorboardX>=2.6.5",
     "tensorflow-datasets>=4.9.10,<4.10",
 ]

@@ -219,7 +219,12 @@ def plain(value: Any) -> Any:
     return value
 
 
-def _get_config(path: pathlib.Path, arg: str | None) -> ml_collections.ConfigDict:
+def load_module(path: pathlib.Path) -> types.ModuleType:
+    """Runs a config file, or a sweep file, and returns it as a module.
+
+    Raises:
+      UserError: there is no such file, or it fails; the message names the line.
+    """
     if not path.is_file():
         others = sorted(str(p) for p in path.parent.glob("*.py")) if path.parent.is_dir() else []
         raise UserError(f"no config file {str(path)!r}.{nearest(str(path), others)}")
@@ -231,15 +236,20 @@ def _get_config(path: pathlib.Path, arg: str | None) -> ml_collections.ConfigDic
     spec = importlib.util.spec_from_file_location(f"vitjax_config_{path.stem}", path)
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
-    with _blaming(path):
+    with blaming(path):
         spec.loader.exec_module(module)
+    return module
+
+
+def _get_config(path: pathlib.Path, arg: str | None) -> ml_collections.ConfigDict:
+    module = load_module(path)
     if not hasattr(module, "get_config"):
         raise UserError(f"config file {str(path)!r} has no function get_config(arg=None).")
     if arg is not None and not inspect.signature(module.get_config).parameters:
         raise UserError(
             f"config file {str(path)!r} takes no argument, but was given {arg!r} after the colon."
         )
-    with _blaming(path):
+    with blaming(path):
         config = module.get_config() if arg is None else module.get_config(arg)
     if not isinstance(config, ml_collections.ConfigDict):
         raise UserError(
@@ -250,8 +260,8 @@ def _get_config(path: pathlib.Path, arg: str | None) -> ml_collections.ConfigDic
 
 
 @contextlib.contextmanager
-def _blaming(path: pathlib.Path) -> Iterator[None]:
-    """Turns whatever a config file raises into one sentence with the file and, where known, the line."""
+def blaming(path: pathlib.Path) -> Iterator[None]:
+    """Turns whatever a config or sweep file raises into one sentence with the file and, if known, line."""
     try:
         yield
     except Exception as error:
