@@ -48,6 +48,7 @@ MAY_IMPORT = {
     },
     "compiler": GROUND,
     "host_memory": GROUND,
+    "sweep": None,
     "check": None,
     "train": None,
     "main": None,
@@ -87,7 +88,9 @@ def test_configs_import_nothing_heavy(path):
         if isinstance(node, ast.Import):
             assert all(alias.name in sys.stdlib_module_names for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            assert node.module in ("ml_collections", "configs") or node.module in sys.stdlib_module_names
+            sweeps = node.module == "vitjax.sweep" and [alias.name for alias in node.names] == ["grid"]
+            light = node.module in ("ml_collections", "configs") or node.module in sys.stdlib_module_names
+            assert light or sweeps
 
 
 def loaded_after(statement):
@@ -103,6 +106,8 @@ def loaded_after(statement):
         "import vitjax, vitjax.main",
         "from vitjax import config; config.load('configs/augreg.py:vit_b16')",
         "from vitjax.main import main; main(['--config=configs/augreg.py', '--workdir=x', '--config.lrr=1'])",
+        "from vitjax.sweep.main import main; main(['list', '--sweep=configs/sweeps/augreg.py'])",
+        "from vitjax.sweep import run, status, worker",
     ],
 )
 def test_the_command_line_and_configs_load_without_the_heavy_stack(statement):

@@ -81,6 +81,8 @@ class Folder:
         try:
             found = json.loads(path.read_text())
             trials = {name: Trial(name=name, **about) for name, about in found["trials"].items()}
+            if any(os.path.basename(name) != name or name.startswith(".") for name in trials):
+                raise ValueError("a trial is not named like a folder")
             return Plan(found["sweep"], found["name"], trials)
         except FileNotFoundError:
             raise UserError(
@@ -107,15 +109,16 @@ class Folder:
             old = self.read().trials if (self.path / "sweep.json").exists() else {}
             self._refuse_changes(old, plan, extend)
             new = {name: trial for name, trial in plan.trials.items() if name not in old}
-            if not new:
-                return
             check_unset_keys(new.values())
             record = {
                 "sweep": plan.sweep,
                 "name": plan.name,
                 "trials": {name: trial.to_json() for name, trial in plan.trials.items()},
             }
-            files.replace(self.path / "sweep.json", json.dumps(record, indent=1) + "\n")
+            text = json.dumps(record, indent=1) + "\n"
+            path = self.path / "sweep.json"
+            if not path.exists() or path.read_text() != text:
+                files.replace(path, text)
 
     def _refuse_changes(self, old: Mapping[str, Trial], plan: Plan, extend: bool) -> None:
         if not old:

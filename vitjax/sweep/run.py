@@ -83,7 +83,7 @@ def run(
 def run_inline(
     plan: Plan, folder: Folder, names: list[str], retries: int, show: "Display", wait: bool
 ) -> int:
-    """Trains in this process. With `wait`, trials that others have are waited for, or taken over if these die."""
+    """Trains in this process. With `wait`, what others have is waited for, or taken over if these die."""
     while True:
         with show.in_background():
             code = run_here(folder, plan, names, retries)

@@ -88,7 +88,7 @@ def summary(found: list[Row], retries: int, workers: int | None = None) -> str:
 
 
 def remaining_seconds(found: list[Row], retries: int, workers: int) -> float:
-    """Seconds to go if a trial takes the mean time of the finished ones; NaN before the first has finished."""
+    """Seconds to go if a trial takes the mean time of the finished ones; NaN before one has finished."""
     took = [row.state.seconds for row in found if row.status == DONE]
     left = sum(
         1 - (row.step or 0) / (row.total or 1)

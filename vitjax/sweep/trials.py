@@ -109,9 +109,9 @@ def _of_get_sweep(module: Any, path: str, arg: str | None) -> tuple[list[Trial],
 
 
 def _of_add(module: Any, path: str, arg: str | None) -> tuple[list[Trial], str | None]:
-    """Trials of `sweep(add)`, one a call of `add`: dotted keys, and `config_arg` for what follows the colon.
+    """Trials of `sweep(add)`, one a call of `add`: dotted keys, and `config_arg`, what follows the colon.
 
-    big_vision's `arg(res=448)` gives `config_arg="res=448"` and `res=448` beside it: the repetition is no key.
+    big_vision's `arg(res=448)` gives `config_arg="res=448"` and `res=448` beside it: that is no key.
     """
     drafts: list[Trial] = []
 
