@@ -19,7 +19,7 @@ from vitjax.metrics import hms
 from vitjax.sweep import devices, status
 from vitjax.sweep.folder import DONE, FAILED, PREEMPTED, RUNNING, Folder, open_lock
 from vitjax.sweep.trials import Plan
-from vitjax.sweep.worker import Worker, is_open, note_death, run_here
+from vitjax.sweep.worker import Worker, is_open, note_death, run_here, writes_to
 
 # Minutes after which submitit gives up on a local worker: never.
 FOR_EVER = 60 * 24 * 365 * 10
@@ -323,6 +323,4 @@ def _has_ended(before: status.Row | None, after: status.Row) -> bool:
 
 def _stdout() -> TextIO:
     """Standard output, on a descriptor of its own: that of a trial in this process goes to its log."""
-    if sys.stdout.fileno() != 1:
-        return sys.stdout
-    return os.fdopen(os.dup(1), "w")
+    return os.fdopen(os.dup(1), "w") if writes_to(sys.stdout, 1) else sys.stdout

@@ -278,12 +278,15 @@ def _text(stream: TextIO, number: int) -> TextIO:
 
     A new one is never closed: log handlers that are made meanwhile keep it.
     """
+    return stream if writes_to(stream, number) else open(number, "w", buffering=1, closefd=False)
+
+
+def writes_to(stream: TextIO, number: int) -> bool:
+    """Whether a text stream writes to this descriptor."""
     try:
-        if stream.fileno() == number:
-            return stream
+        return stream.fileno() == number
     except (OSError, ValueError):
-        pass
-    return open(number, "w", buffering=1, closefd=False)
+        return False
 
 
 def _stop_without(runner_lock: pathlib.Path) -> None:
