@@ -31,12 +31,12 @@ def resize(
       posemb: floats, positions row by row.
       new_grid: (height, width) in patches.
       prefix: how many entries in front belong to no patch (class token, distillation token); they are kept.
-      old_grid: the (height, width) that `posemb` was made for; by default it is taken to be square.
-      method: how to interpolate along each axis. `corners`: linear, first and last positions stay where they
+      old_grid: the (height, width) that `posemb` was made for; square unless said.
+      method: how to interpolate along each axis. `corners`: linear; the outermost positions stay where they
         are. `bicubic`, `bilinear`: positions are the patches' centres, the border value goes on outside.
-        `bicubic_aa`, `bilinear_aa`: the same with a kernel as wide as the coarser grid, normalised at borders.
+        `bicubic_aa`, `bilinear_aa`: the same, the kernel as wide as the coarser grid, normalised at borders.
 
-    Computed in float64, returned in the dtype of `posemb`. An embedding of the right grid comes back as it is.
+    Computed in float64, returned in the dtype of `posemb`. One of the right grid comes back as it is.
     For a few pairs of sizes (28 to 14, 24 to 22) scipy's own rounding steps over the last position, and the
     references get zeros in the last row and column; here they are the corners, as for all other sizes.
     Raises UserError where shape, grids and method do not go together.
