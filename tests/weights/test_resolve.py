@@ -2,11 +2,13 @@
 
 import base64
 import hashlib
+import http.client
 import http.server
 import json
 import os
 import threading
 import time
+import urllib.request
 
 import pytest
 
@@ -174,6 +176,10 @@ def test_a_damaged_copy_is_fetched_anew_and_never_used(server):
     message = refusal("augreg:vit_b16", mirrors=[])
     assert "has changed since it was fetched" in message and str(found) in message
     assert resolve("augreg:vit_b16", mirrors=[server.url]).read_bytes() == WEIGHTS
+    time_of = found.stat()
+    found.write_bytes(WEIGHTS[:-1])
+    os.utime(found, ns=(time_of.st_atime_ns, time_of.st_mtime_ns))
+    assert resolve("augreg:vit_b16", mirrors=[server.url]).read_bytes() == WEIGHTS
 
 
 def test_a_file_without_a_readable_record_is_taken_as_it_is(server, tmp_path):
@@ -226,7 +232,7 @@ def test_the_hub_gives_the_run_itself_or_nothing(server):
     server.asked.clear()
     message = refusal("augreg:vit_b32", mirrors=[HUB])  # timm has B/32, but of another recipe
     assert "timm does not re-host this run" in message
-    assert "B_32-i21k-300ep-lr_0.001-aug_medium1-wd_0.03-do_0.0-sd_0.0," in message
+    assert "augreg:B_32-i21k-300ep-lr_0.001-aug_medium1-wd_0.03-do_0.0-sd_0.0," in message
     assert not server.asked
 
 
@@ -247,6 +253,8 @@ def test_addresses_on_the_hub_and_in_buckets(server):
     }
     assert [path.read_bytes() for path in found.values()] == [b"main", b"v1", b"bucket", b"plain", b"plain"]
     assert len(set(found.values())) == 5 and all(path.name == "w.npz" for path in found.values())
+    signed = found[f"{server.url}/plain/w.npz?sig=1"]
+    assert json.loads(signed.with_name("w.npz.json").read_text())["source"] == f"{server.url}/plain/w.npz"
     server.answers.clear()
     assert {name: resolve(name) for name in found} == found
     assert "hf://ORGANISATION/REPOSITORY/FILE" in refusal("hf://org/w.npz")
@@ -350,6 +358,27 @@ def test_the_sha256_of_the_hub_is_checked_through_its_redirect(server, tmp_path)
     assert in_cache(tmp_path) == ["good.npz", "good.npz.json"]
 
 
+def test_a_redirect_never_leaves_https():
+    request = urllib.request.Request("https://host/w.npz")
+    headers = http.client.HTTPMessage()
+    follow = download._Redirects().redirect_request
+    assert (
+        follow(request, None, 302, "Found", headers, "https://other/w.npz").full_url == "https://other/w.npz"
+    )
+    with pytest.raises(download.Refused, match=r"redirects to http://other/w\.npz, which is not https"):
+        follow(request, None, 302, "Found", headers, "http://other/w.npz?signature=secret")
+
+
+def test_a_bucket_closed_to_all_is_asked_again_with_ones_own_credentials(server, monkeypatch):
+    from fsspec.registry import known_implementations
+
+    server.answers["/closed/w.npz"] = 403
+    assert "could not be fetched: 403 Forbidden. " in refusal("gs://closed/w.npz")
+    monkeypatch.setattr(download.importlib.util, "find_spec", lambda name: name == "gcsfs")
+    monkeypatch.setitem(known_implementations, "gs", {"class": "not_here.Fs", "err": "no credentials"})
+    assert "could not be fetched: 403 Forbidden; no credentials. " in refusal("gs://closed/w.npz")
+
+
 def test_an_expected_checksum_passes_over_mirrors_with_another_file(server):
     server.answers = {f"/bad/{B_16}.npz": WEIGHTS[::-1], f"/good/{B_16}.npz": WEIGHTS}
     bad, good = f"{server.url}/bad", f"{server.url}/good"
@@ -360,6 +389,8 @@ def test_an_expected_checksum_passes_over_mirrors_with_another_file(server):
     assert resolve(f"augreg:vit_b16#sha256={SHA256}", mirrors=[bad, good]).read_bytes() == WEIGHTS
     server.answers["/w.npz"] = WEIGHTS[::-1]
     assert f"not {SHA256}" in refusal(f"{server.url}/w.npz#sha256={SHA256}")
+    resolve(f"{server.url}/w.npz")
+    assert "has another SHA-256" in refusal(f"{server.url}/w.npz#sha256={SHA256}")
 
 
 @pytest.mark.parametrize("where", ["folder", "server"])

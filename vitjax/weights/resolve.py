@@ -196,6 +196,6 @@ def _repository(run: Run) -> str:
     hub = augreg_collection.on_hub()
     if run in hub:
         return hub[run]
-    same = [str(other) for other in hub if (other.model, other.data) == (run.model, run.data)]
+    same = [f"augreg:{other}" for other in hub if (other.model, other.data) == (run.model, run.data)]
     instead = f"; of this model it has, to be asked for by name: {', '.join(same)}" if same else ""
     raise Refused(f"timm does not re-host this run{instead}")
