@@ -98,7 +98,8 @@ def test_what_is_on_this_machine_is_taken_where_it_lies(tmp_path, monkeypatch):
     assert f"not the expected {'0' * 64}" in refusal(f"{file}#sha256={'0' * 64}")
     assert "only a file has a checksum" in refusal(f"{file.parent}#sha256={SHA256}")
     assert "64 hexadecimal digits, not 'abc'" in refusal(f"{file}#sha256=abc")
-    assert "there is no such file" in refusal(str(tmp_path / "missing.npz"))
+    for missing in (str(tmp_path / "missing.npz"), "", "~no_such_user/w.npz", "w" * 5000, "w\0.npz"):
+        assert "there is no such file" in refusal(missing)
     assert "Did you mean 'augreg:vit_b16'" in refusal("vit_b16")
     assert f"Did you mean 'augreg:{B_16}.npz'" in refusal(f"{B_16}.npz")
 
@@ -325,6 +326,8 @@ def test_a_silent_server_is_given_up(server, monkeypatch, tmp_path):
         server.asked.clear()
         assert "no answer for 0.1 seconds" in refusal("augreg:vit_b16", mirrors=[f"{server.url}/mirror"])
         assert server.asked == ["/mirror/SHA256SUMS"]
+        server.answers = {"/mirror/SHA256SUMS": stall}
+        assert "no answer for 0.1 seconds" in refusal("augreg:vit_b16", mirrors=[f"{server.url}/mirror"])
     finally:
         done.set()
     assert in_cache(tmp_path) == []

@@ -32,25 +32,25 @@ def place(url: str, cache: pathlib.Path) -> pathlib.Path:
 
 
 def sha256(path: pathlib.Path) -> str:
-    """The SHA-256 of a file, in hexadecimal."""
-    with open(path, "rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()
-
-
-def kept(path: pathlib.Path) -> str | None:
-    """The SHA-256 of a kept file, or None if there is none or it is damaged."""
+    """The SHA-256 of a file, in hexadecimal. Raises UserError if the file cannot be read."""
     try:
-        stat = path.stat()
-        record = _read_record(path)
-        if record.get("bytes") == stat.st_size and record.get("mtime_ns") == stat.st_mtime_ns:
-            return record["sha256"]
-        digest = sha256(path)
-    except (FileNotFoundError, NotADirectoryError):
-        return None
+        with open(path, "rb") as f:
+            return hashlib.file_digest(f, "sha256").hexdigest()
     except OSError as e:
         raise UserError(
             f"Cannot read {os.fspath(path)!r}: {e.strerror or e}. Make it readable, or delete it."
         ) from e
+
+
+def kept(path: pathlib.Path) -> str | None:
+    """The SHA-256 of a kept file, or None if there is none or it is damaged."""
+    if not os.path.isfile(path):
+        return None
+    stat = path.stat()
+    record = _read_record(path)
+    if record.get("bytes") == stat.st_size and record.get("mtime_ns") == stat.st_mtime_ns:
+        return record["sha256"]
+    digest = sha256(path)
     if record and record["sha256"] != digest:
         return None
     with contextlib.suppress(OSError):  # somebody else's folder: it will be hashed the next time too

@@ -67,12 +67,12 @@ def fetch(url: str, path: pathlib.Path, *, sha256: str | None = None) -> None:
     _first_of(_routes(url), lambda route: _fetch(route, path, sha256))
 
 
-def text(url: str, limit: int = 1 << 20) -> str | None:
+def text(url: str) -> str | None:
     """The small text file at `url`, None if its place says that there is none, Refused if it says nothing."""
 
     def read(route: str) -> str:
-        with _open(route) as (stream, _):
-            return stream.read(limit).decode("utf-8", errors="replace")
+        with _open(route) as (stream, promised):
+            return _read(stream, 0, promised).decode("utf-8", errors="replace")
 
     try:
         return _first_of(_routes(url), read)

@@ -86,8 +86,8 @@ def _run_of_the_collection(name: str) -> Run | None:
 
 
 def _local(name: str, expected: str | None) -> pathlib.Path:
-    path = pathlib.Path(name).expanduser()
-    if not path.exists():
+    path = pathlib.Path(os.path.expanduser(name))
+    if not name or not os.path.exists(path):
         raise UserError(f"{name!r}: there is no such file or folder.{_meant(name)}")
     if expected:
         if not path.is_file():
@@ -158,7 +158,7 @@ def _from_mirror(mirror: str, run: Run, kept_in: pathlib.Path, expected: str | N
         download.fetch(f"{HUB}/{_repository(run)}/model.safetensors", path, sha256=expected)
         return path
     if "://" not in mirror:
-        return _from_folder(pathlib.Path(mirror).expanduser(), f"{run}.npz", expected)
+        return _from_folder(pathlib.Path(os.path.expanduser(mirror)), f"{run}.npz", expected)
     path = kept_in / f"{run}.npz"
     address = mirror.rstrip("/")
     if expected is None and mirror != OFFICIAL:
