@@ -36,7 +36,8 @@ def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
     except OSError as e:
         raise cannot_write(path, e) from e
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # gone by its new name, or never made
+            temporary.unlink()
 
 
 def folder(path: str | os.PathLike) -> pathlib.Path:

@@ -25,7 +25,9 @@ class Fitted(NamedTuple):
     notes: list[str]
 
 
-def fit(posemb: np.ndarray, tokens: int, *, has_class: bool, grid: Grid | None, method: str, path: str) -> Fitted:
+def fit(
+    posemb: np.ndarray, tokens: int, *, has_class: bool, grid: Grid | None, method: str, path: str
+) -> Fitted:
     """Fits `posemb` `[1, M, D]` of a file to a model whose embedding has `tokens` entries.
 
     Args:

@@ -104,7 +104,9 @@ def recognise(archive: Archive, subtree: str) -> Weights:
     for family in FAMILIES:
         if family.recognises(entries):
             return Weights(family, entries, tuple(notes))
-    inside = [top for top in _tops(entries) if any(f.recognises(_below(entries, f"{top}/")) for f in FAMILIES)]
+    inside = [
+        top for top in _tops(entries) if any(f.recognises(_below(entries, f"{top}/")) for f in FAMILIES)
+    ]
     if inside:
         raise UserError(
             f"{archive.path!r} holds several models, {_some(inside)}: name one as {archive.path}:{inside[0]}"

@@ -43,9 +43,9 @@ def load(
     """Loads weights into the form of a model's parameters; every name and shape must fit.
 
     Args:
-      source: a path, or a name that `resolve` finds a file for; behind it, after a colon, the sub-tree that is
-        meant: `model.npz:img`, `runs/a:ema_params`. What kind of file it is and whose names it has is told by
-        what is in it.
+      source: a path, or a name that `resolve` finds a file for; behind it, after a colon, the sub-tree
+        that is meant: `model.npz:img`, `runs/a:ema_params`. What kind of file it is and whose
+        names it has is told by what is in it.
       abstract_params: the model's parameters, nested; arrays or `jax.ShapeDtypeStruct`, blocks in a loop or
         stacked by scan. Names and shapes count.
       dont_load: patterns for whole names, `head/.*`. What they match keeps its initial value, or is dropped
@@ -63,8 +63,8 @@ def load(
         valid = ("auto", *class_position.METHODS)
         raise UserError(f"posemb={posemb!r} is none of {', '.join(valid)}.{nearest(posemb, valid)}")
     shapes = {name: tuple(leaf.shape) for name, leaf in flatten(abstract_params).items()}
-    path, subtree = locate(str(source))
-    key, subtree = (subtree or params_key, "") if path.is_dir() else (params_key, subtree)
+    path, behind = locate(str(source))
+    key, subtree = key_and_subtree(path, behind, params_key)
     patterns = (dont_load,) if isinstance(dont_load, str) else tuple(dont_load)
     with open_archive(path, key) as archive:
         weights = families.recognise(archive, subtree)
@@ -83,6 +83,14 @@ def locate(source: str) -> tuple[pathlib.Path, str]:
         beside = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
         raise UserError(f"There is no file {str(path)!r}.{nearest(path.name, beside)}")
     return path, subtree.strip("/")
+
+
+def key_and_subtree(path: pathlib.Path, behind: str, params_key: str = "params") -> tuple[str, str]:
+    """What stands behind the colon: of a folder of checkpoints, the key; of a file, the sub-tree."""
+    if not path.is_dir():
+        return params_key, behind
+    key, _, subtree = behind.partition("/")
+    return key or params_key, subtree
 
 
 def _load(
@@ -131,8 +139,8 @@ def _check_compressed(
         stored = entries[move.entry]
         if stored.compressed and stored.nbytes > 2 * model:
             raise UserError(
-                f"{move.entry!r} in {archive.path!r} declares {stored.nbytes:,} bytes, packed; the whole model"
-                f" has {model:,}. It was not read."
+                f"{move.entry!r} in {archive.path!r} declares {stored.nbytes:,} bytes, packed; the whole"
+                f" model has {model:,}. It was not read."
             )
 
 

@@ -9,6 +9,7 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import cv2
 import numpy as np
 
 from vitjax.errors import UserError, nearest
@@ -101,7 +102,7 @@ def fit(
     for move in moves:
         stored = entries[move.entry]
         hit = False
-        for target, shape in zip(move.targets, _shapes(move, stored), strict=False):
+        for target, shape in zip(move.targets, shapes_of(move, stored.shape), strict=False):
             slot = wanted.get(target)
             if slot is None:
                 if left_out(target, re.sub(r"encoderblock_\d+", "encoderblock", target)):
@@ -210,10 +211,22 @@ def read(
             else:
                 array = stored.read() if array is None else array
                 with np.errstate(over="ignore"):  # too large for float32 becomes infinite, and is told so
-                    to[...] = move.into(array)[i].reshape(to.shape)
+                    _copy(to, move.into(array)[i].reshape(to.shape))
             if not _finite(to):
                 bad.append(target)
     return params, bad
+
+
+def _copy(to: np.ndarray, array: np.ndarray) -> None:
+    """`to[...] = array`. A PyTorch layout is a matrix turned over, which OpenCV does ten times faster."""
+    if array.dtype == to.dtype == np.float32 and array.ndim > 1 and min(array.shape[0], array.shape[-1]) > 8:
+        for axis, other in ((0, -1), (-1, 0)):
+            straight = np.moveaxis(array, axis, other)
+            if straight.flags.c_contiguous and to.flags.c_contiguous:
+                matrix = straight.reshape((-1, straight.shape[-1]) if other else (len(straight), -1))
+                cv2.transpose(matrix, to.reshape(matrix.shape[::-1]))
+                return
+    to[...] = array
 
 
 def _plain(stored: Stored, shape: Shape) -> bool:
@@ -226,11 +239,12 @@ def _finite(array: np.ndarray) -> bool:
         return bool(np.isfinite(array.sum(dtype=np.float32))) or bool(np.isfinite(array).all())
 
 
-def _shapes(move: Move, stored: Stored) -> Sequence[Shape]:
+def shapes_of(move: Move, shape: Shape) -> Sequence[Shape]:
+    """Shapes of what a move makes of an array; where it cannot, the array's own."""
     try:
-        return move.shapes(stored.shape)
+        return move.shapes(shape)
     except (ValueError, IndexError, TypeError):  # not even of the right rank
-        return [stored.shape] * len(move.targets)
+        return [shape] * len(move.targets)
 
 
 def _fits(target: str, there: Shape, here: Shape) -> bool:

@@ -115,7 +115,7 @@ def _read_into(file: BinaryIO, start: int, crc: int, expected: int, where: str, 
         part = buffer[i : i + _CHUNK]
         if file.readinto(part) != len(part):  # pyright: ignore[reportAttributeAccessIssue]
             raise UserError(f"{where} ends too early: the file is truncated. Fetch it again.")
-        crc = zlib.crc32(part, crc)
+        crc = zlib.crc32(part.data, crc)
     if crc != expected:
         raise UserError(f"{where} does not match its checksum: the file is damaged. Fetch it again.")
 

@@ -30,10 +30,10 @@ def open_pytorch(path: str) -> Iterator[Archive]:
         # Only the zip format can be mapped.
         found = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as e:  # whatever it is, the file is not opened in any other way
-        reason = str(e).strip().split("\n")[0][:200]
+        # What PyTorch says is not told: it goes on to advise opening the file in spite of it.
         raise UserError(
-            f"PyTorch's weights-only loader refuses {path!r} ({reason}), and nothing else here opens it:"
-            " it is damaged, or holds more than tensors. Save its state dict as safetensors."
+            f"PyTorch's weights-only loader refuses {path!r} ({type(e).__name__}), and nothing else here opens"
+            " it: it is damaged, or holds more than tensors. Save its state dict as safetensors."
         ) from e
     entries: dict[str, Stored] = {}
     if isinstance(found, Mapping):
@@ -60,7 +60,9 @@ def _entry(torch: Any, path: str, name: str, tensor: Any) -> Stored:
     except TypeError:
         dtype = None
     if dtype is None or tensor.layout != torch.strided:
-        raise UserError(f"{printable(name)} in {path!r} is a tensor of {kind}, {tensor.layout}: not supported.")
+        raise UserError(
+            f"{printable(name)} in {path!r} is a tensor of {kind}, {tensor.layout}: not supported."
+        )
 
     def fill(buffer):
         buffer[:] = tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy()

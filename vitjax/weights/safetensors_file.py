@@ -48,8 +48,8 @@ def open_safetensors(path: str) -> Iterator[Archive]:
         length = int.from_bytes(file.read(8), "little")
         if length > min(_HEADER, size - 8):
             raise UserError(
-                f"{path!r} declares a header of {length:,} bytes, but has {size - 8:,} (and {_HEADER:,} is the"
-                " most that is read): it is truncated or no safetensors file."
+                f"{path!r} declares a header of {length:,} bytes, but has {size - 8:,} (and"
+                f" {_HEADER:,} is the most that is read): it is truncated or no safetensors file."
             )
         header = _parse(path, file.read(length))
         header.pop("__metadata__", None)
@@ -81,13 +81,15 @@ def _parse(path: str, text: bytes) -> dict[str, Any]:
 
 
 def _span(path: str, name: str, about: Any) -> tuple[int, int, tuple[int, ...], np.dtype]:
-    """Where a tensor begins and ends among the numbers, its shape and dtype; all of it plausible by itself."""
+    """Where a tensor begins and ends among the numbers, its shape and its dtype; each plausible by itself."""
     where = f"{printable(name)} in {path!r}"
-    natural = lambda xs: isinstance(xs, list) and all(type(x) is int and x >= 0 for x in xs)
     if not isinstance(about, dict):
         raise UserError(f"{where} is described by no JSON object: the file is damaged.")
     shape, offsets, kind = about.get("shape"), about.get("data_offsets"), about.get("dtype")
-    if not natural(shape) or not natural(offsets) or len(offsets) != 2:
+    natural = all(
+        isinstance(xs, list) and all(type(x) is int and x >= 0 for x in xs) for xs in (shape, offsets)
+    )
+    if not natural or shape is None or offsets is None or len(offsets) != 2:
         raise UserError(
             f"{where} declares shape {str(shape)[:80]} and data_offsets {str(offsets)[:80]}: the file is"
             " damaged, or made to do harm."

@@ -30,22 +30,30 @@ def save(
       path: what is there is replaced.
       params: nested, blocks in a loop or stacked.
       format: `npz` or `safetensors`; by default what the path ends in.
-      names: `vitjax`: our own, which are those of Linen and big_vision, blocks as they are. `augreg`: those of
-        the AugReg collection, from before Linen. `timm`: PyTorch names and layouts. The last two have their
-        blocks in a loop. Whether positions have an entry for the class token is left as it is.
+      names: `vitjax`: our own, which are those of Linen and big_vision, blocks as they are. `augreg`: those
+        of the AugReg collection, from before Linen. `timm`: PyTorch names and layouts. The last two have
+        their blocks in a loop. Whether positions have an entry for the class token is left as it is.
 
     Raises:
       UserError: a wrong format or naming, no name for a parameter there, no float32, or no room on the disk.
     """
-    path = pathlib.Path(path)
-    format = path.suffix.removeprefix(".") if format is None else format
-    for key, value, valid in (("format", format, FORMATS), ("names", names, NAMES)):
-        if value not in valid:
-            raise UserError(f"{key}={value!r} of {str(path)!r} is none of {', '.join(valid)}.{nearest(value, valid)}")
+    format = check(path, format, names)
     arrays = _named(flatten(params), names)
     write = _write_npz if format == "npz" else _write_safetensors
     with files.replacing(path) as file:
         write(file, arrays, {"format": "pt"} if names == "timm" else {})
+
+
+def check(path: str | os.PathLike, format: str | None, names: str) -> str:
+    """Returns the format. UserError if it, or the naming, is none that can be written."""
+    format = pathlib.Path(path).suffix.removeprefix(".") if format is None else format
+    for key, value, valid in (("format", format, FORMATS), ("names", names, NAMES)):
+        if value not in valid:
+            raise UserError(
+                f"{key}={value!r}, for {os.fspath(path)!r}, is none of {', '.join(valid)}."
+                f"{nearest(value, valid)}"
+            )
+    return format
 
 
 def _named(params: Mapping[str, Any], names: str) -> dict[str, np.ndarray]:

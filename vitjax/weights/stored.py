@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 import ml_dtypes
 import numpy as np
 
-FLOATS = frozenset(map(np.dtype, ("float64", "float32", "float16", ml_dtypes.bfloat16)))
+FLOATS = frozenset(np.dtype(kind) for kind in ("float64", "float32", "float16", ml_dtypes.bfloat16))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -27,7 +27,9 @@ def as_it_is(entry: str, target: str) -> Move:
     return Move(entry, (target,), lambda array: [array], same=True)
 
 
-def moves(table: Table, names: Iterable[str], num_heads: Callable[[str], int]) -> tuple[list[Move], list[str]]:
+def moves(
+    table: Table, names: Iterable[str], num_heads: Callable[[str], int]
+) -> tuple[list[Move], list[str]]:
     """The moves by a table, and those names that it has no place for.
 
     Args:
@@ -72,8 +74,13 @@ def _pattern(theirs: str) -> re.Pattern[str]:
 def _row(patterns, name: str) -> tuple[Layout, tuple[str, ...]] | None:
     for pattern, layout, ours in patterns:
         if match := pattern.fullmatch(name):
-            found = match.groupdict()
-            number = lambda mark: str(int(found[mark[1]]) + (mark[2] is not None))
             paths = (ours,) if isinstance(ours, str) else ours
-            return layout, tuple(re.sub(r"\{(\w+?)(\+1)?\}", number, path) for path in paths)
+            return layout, tuple(_fill(path, match.groupdict()) for path in paths)
     return None
+
+
+def _fill(template: str, numbers: Mapping[str, str]) -> str:
+    """One of our names, with numbers for its marks `{i}` and `{i+1}`."""
+    return re.sub(
+        r"\{(\w+?)(\+1)?\}", lambda mark: str(int(numbers[mark[1]]) + (mark[2] is not None)), template
+    )
