@@ -60,7 +60,8 @@ def run(
     if share is not None:
         names = names[share[0] :: share[1]]
     show = Display(folder, names, retries)
-    show.print(status.summary(show.update(), retries))
+    if any(is_unfinished(row, retries) for row in show.update()):
+        show.print(status.summary(show.update(), retries))
     if executor == "inline" or share is not None:
         code = run_inline(plan, folder, names, retries, show, wait=share is None)
     elif executor == "slurm":
@@ -97,12 +98,14 @@ def run_local(plan: Plan, folder: Folder, parallel: int, retries: int, show: "Di
     """Starts workers on this machine through submitit and waits for them."""
     import submitit
 
-    executor = submitit.LocalExecutor(folder=files.folder(folder.workers))
+    # Local jobs are called by their process number, which comes again: every run has a folder of its own.
+    home = files.folder(folder.workers / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}")
+    executor = submitit.LocalExecutor(folder=home)
     executor.update_parameters(timeout_min=FOR_EVER)
     shares = devices.shares(parallel)
     jobs: dict[int, Any] = {}
     early_deaths = 0
-    with alive(folder) as runner_lock, Told() as told:
+    with alive(home) as runner_lock, Told() as told:
         while True:
             for index, job in list(jobs.items()):
                 if job.done():
@@ -210,9 +213,9 @@ def ended_well(job: Any) -> bool:
 
 
 @contextlib.contextmanager
-def alive(folder: Folder) -> Iterator[pathlib.Path]:
+def alive(home: pathlib.Path) -> Iterator[pathlib.Path]:
     """Holds a lock by which workers see that this runner lives; yields its path."""
-    path = files.folder(folder.workers) / f"runner-{time.time_ns()}.lock"
+    path = home / "runner.lock"
     with open_lock(path) as lock:
         lock.wait()
         yield path
