@@ -94,6 +94,17 @@ def axis_of(table: Table, role: str) -> str | None:
     return next((axis for axis in table.varying if axis in ROLES[role]), None)
 
 
+def tied(table: Table, axis: str) -> list[str]:
+    """The varying axes that always change together with one (one value of it, one of theirs), it among them."""
+    text = {name: [json.dumps(row[column(name)]) for row in table.rows] for name in table.varying}
+    mine = text.get(axis, [])
+    return [
+        name
+        for name, other in text.items()
+        if len(set(zip(mine, other, strict=True))) == len(set(mine)) == len(set(other))
+    ] or [axis]
+
+
 def ordered(values: Sequence[Any]) -> list[Any]:
     """Values of an axis in order: presets from weak to strong, numbers up, others as the grid has them."""
     if all(isinstance(value, str) and value in PRESETS for value in values):
