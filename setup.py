@@ -25,7 +25,9 @@ CORE = [
     "opencv-python-headless>=4.11",
     "optax>=0.2.8",
     "orbax-checkpoint>=0.12.8,<0.13",
+    "pyarrow>=19",
     "rich>=13.7",
+    "scipy>=1.15",
     "simplejpeg>=1.9",
     "tensorboardX>=2.6.5",
     "tensorflow-datasets>=4.9.10,<4.10",
@@ -51,7 +53,7 @@ setuptools.setup(
     author="The vitjax authors",
     python_requires=">=3.11",
     packages=setuptools.find_packages(include=["vitjax", "vitjax.*"]),
-    package_data={"vitjax": ["data/*.npz", "analysis/*.html"]},
+    package_data={"vitjax": ["data/*.npz", "analysis/*.html", "sweep/*.html"]},
     install_requires=CORE,
     extras_require={
         "cuda": ["jax[cuda13]"],

@@ -233,11 +233,13 @@ def _verdict(evidence: Evidence, axis: str, values: Sequence[Any], value: Any, g
     base, numbers = values[0], evidence.gain(gain)
     verdict = gain.verdict(len(values) - 1)
     if verdict == "noise":
-        text = f"no difference that the seeds can show: {label(value)} over {label(base)} {numbers}"
+        text = f"no difference that the seeds can show: {label(value)} over {label(base)}: {numbers}"
         return text if len(values) == 2 else f"{text}, and it is the best of the others"
     if verdict == "mixed":
         better = sum(d > 0 for d in gain.differences)
-        return f"no clear winner: {label(value)} over {label(base)} {numbers}, better in {better} of {gain.n}"
+        return (
+            f"no clear winner: {label(value)} over {label(base)}: {numbers}, better in {better} of {gain.n}"
+        )
     if gain.mean <= 0:
         nearest = "" if len(values) == 2 else ", the nearest"
         return f"{label(base)} is best: {label(value)}{nearest}, gives {numbers}"
@@ -258,7 +260,7 @@ def _by_model(evidence: Evidence, axis: str, base: Any, value: Any) -> Iterator[
     for name in evidence.table.axes[model]:
         gain = evidence.along(axis, base, value, where(evidence.settings, model, name))
         if gain.n:
-            yield f"{label(name)}: {label(value)} over {label(base)} {evidence.gain(gain)}"
+            yield f"of {label(name)}, {label(value)} over {label(base)}: {evidence.gain(gain)}"
 
 
 def augmentation_first(evidence: Evidence) -> Finding | None:
@@ -396,13 +398,18 @@ def _slope(evidence: Evidence, settings: Sequence[Setting], aug: str) -> tuple[f
             at = PRESETS.index(setting.axes[aug])
             others = rest(setting, *tied(evidence.table, aug))
             lines.setdefault(others, []).append((at, setting.mean))
-    slopes = [float(np.polyfit(*np.transpose(line), 1)[0]) for line in lines.values() if len(line) > 2]
+    slopes = [_fit(line) for line in lines.values() if len(line) > 2]
     sizes = [size for s in settings if not math.isnan(size := s.cost("num_params"))]
     sign = -1.0 if evidence.lower else 1.0
     return (
         sign * float(np.mean(slopes)) if slopes else math.nan,
         float(np.median(sizes)) if sizes else math.nan,
     )
+
+
+def _fit(line: Sequence[tuple[int, float]]) -> float:
+    x, y = np.transpose(line)
+    return float(np.polyfit(x, y, 1)[0])
 
 
 def headline(evidence: Evidence) -> str:

@@ -14,12 +14,19 @@ MARKERS = "osD^vPX*"  # one for each round of colours
 
 @dataclasses.dataclass(frozen=True)
 class Series:
-    """Points of one colour; `deviation` is the length of the error bars, NaN for none."""
+    """Points of one colour.
 
-    name: str
+    Attributes:
+      x: of each point.
+      y: of each point.
+      deviation: lengths of the error bars, NaN for none.
+      names: of the points, where they are written.
+    """
+
     x: Sequence[float]
     y: Sequence[float]
-    deviation: Sequence[float]
+    deviation: Sequence[float] = ()
+    names: Sequence[str] = ()
 
 
 def number(value: float, percent: bool) -> str:
@@ -76,15 +83,15 @@ def heat_map(
             shade = 0.5 if high == low else float(np.clip((value - low) / (high - low), 0, 1))
             color = colormaps["viridis"](1 - shade if lower else shade)
             dark = np.dot(color[:3], (0.299, 0.587, 0.114)) < 0.55
-            plot.add_patch(Rectangle((j - 0.48, i - 0.46), 0.96, 0.92, facecolor=color, linewidth=0))
+            plot.add_patch(Rectangle((j - 0.46, i - 0.43), 0.92, 0.86, facecolor=color, linewidth=0))
             text = number(value, percent)
             plot.text(j, i, text, ha="center", va="center_baseline", color="white" if dark else "black")
         if np.isfinite(values).sum() > 1:
             at = int((np.nanargmin if lower else np.nanargmax)(values))
             i, j = divmod(at, width)
-            frame = Rectangle(
-                (j - 0.47, i - 0.45), 0.94, 0.9, fill=False, edgecolor=TEXT, linewidth=2, zorder=3
-            )
+            # In the gap between cells, where it is seen on light and dark pages alike.
+            frame = Rectangle((j - 0.5, i - 0.49), 1, 0.98, fill=False, edgecolor=TEXT, linewidth=1.8)
+            frame.set_clip_on(False)
             plot.add_patch(frame)
         plot.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5), xlabel=axes[1], ylabel=axes[0])
         plot.set_xticks(
@@ -99,7 +106,7 @@ def heat_map(
 def scatter(
     key: str,
     series: Sequence[Series],
-    front: tuple[Sequence[float], Sequence[float]],
+    front: Series,
     *,
     x_label: str,
     y_label: str,
@@ -113,7 +120,7 @@ def scatter(
     Args:
       key: sets ids apart, see `curves.svg`.
       series: points of one model each, in the order of their colours.
-      front: x and y of the front's points, by rising x.
+      front: the front's points, by rising x; `names` are written beside them.
       x_label: what x is, with its unit.
       y_label: the metric.
       percent: y are shares.
@@ -131,12 +138,14 @@ def scatter(
             bars = np.nan_to_num(np.asarray(points.deviation, float))
             if bars.any():
                 plot.errorbar(
-                    points.x, points.y, bars, fmt="none", ecolor=color, elinewidth=0.8, alpha=0.45, zorder=2
+                    points.x, points.y, bars, fmt="none", ecolor=color, elinewidth=1.2, alpha=0.6, zorder=2
                 )
             plot.plot(points.x, points.y, marker, color=color, markersize=4.5, alpha=0.85, zorder=3, mew=0)
         # What can be had at a cost (or at a speed): the step lies on the side of the dearer point.
         where = "pre" if more_is_better else "post"
-        plot.plot(*front, color=TEXT, linewidth=1.1, alpha=0.7, drawstyle=f"steps-{where}", zorder=1)
+        plot.plot(
+            front.x, front.y, color=TEXT, linewidth=1.1, alpha=0.7, drawstyle=f"steps-{where}", zorder=1
+        )
         x = np.concatenate([points.x for points in series])
         plot.set_xscale("log")
         if x.max() < 20 * x.min():  # too narrow for powers of ten alone
@@ -149,8 +158,36 @@ def scatter(
         if lower:
             plot.invert_yaxis()  # up is better on every picture
         _framed(plot)
+        _name_points(plot, front, right=more_is_better)
 
-    return svg(key, paint, (6.4, 3.8), label)
+    return svg(key, paint, (7.4, 4.0), label)
+
+
+def _name_points(plot: Any, points: Series, right: bool) -> None:
+    """Writes names up and to one side of points, one over the other where they would overlap."""
+    taken: list[tuple[float, float, float]] = []  # left, right, bottom in shares of the axes
+    line = 0.05
+    to_axes = plot.transData + plot.transAxes.inverted()
+    for x, y, name in zip(points.x, points.y, points.names, strict=False):
+        if not name:
+            continue
+        at, height = to_axes.transform((x, y))
+        start, end = sorted((at, at + (1 if right else -1) * (0.01 + 0.0125 * len(name))))
+        low = height
+        while any(start < e and s < end and abs(low - other) < line for s, e, other in taken):
+            low += line
+        taken.append((start, end, low))
+        plot.annotate(
+            name,
+            (at, low),
+            (6 if right else -6, 4),
+            xycoords="axes fraction",
+            textcoords="offset points",
+            color=TEXT,
+            fontsize=8,
+            ha="left" if right else "right",
+            va="bottom",
+        )
 
 
 def scientific(value: float) -> str:
@@ -196,7 +233,7 @@ def spread(
             plot.xaxis.set_major_formatter(ticker.PercentFormatter(1.0))
         _framed(plot, grid="x")
 
-    return svg(key, paint, (6.4, 0.7 + 0.26 * len(names)), label)
+    return svg(key, paint, (7.4, 0.7 + 0.24 * len(names)), label)
 
 
 def effect(

@@ -95,7 +95,7 @@ def axis_of(table: Table, role: str) -> str | None:
 
 
 def tied(table: Table, axis: str) -> list[str]:
-    """The varying axes that always change together with one (one value of it, one of theirs), it among them."""
+    """The varying axes that change with this one, value for value (`zip`), it among them."""
     text = {name: [json.dumps(row[column(name)]) for row in table.rows] for name in table.varying}
     mine = text.get(axis, [])
     return [
