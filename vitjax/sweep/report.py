@@ -35,6 +35,7 @@ from vitjax.sweep.table import (
     TRIALS,
     Table,
     choose_metric,
+    column,
     read_table,
     write_table,
 )
@@ -183,8 +184,8 @@ class Page:
         notes = []
         if len(done) < len(rows):
             notes.append(
-                f"Figures show the {len(done):,} finished trials of {len(rows):,}; one that runs, waits or failed "
-                "is in the table alone."
+                f"Figures show the {len(done):,} finished trials of {len(rows):,}; one that runs, waits or "
+                "failed is in the table alone."
             )
         if any(row["status"] == "running" for row in rows):
             notes.append("A trial called running may also have been killed while it ran.")
@@ -538,12 +539,13 @@ class Page:
         shown = [name for name in self.table.columns if name not in ("group", "git_dirty")]
         cells = {name: [row[name] for row in self.table.rows] for name in shown}
         empty = [name for name in shown if all(value is None for value in cells[name])]
+        swept = [column(axis) for axis in self.table.axes]
         common = {
-            name: _cell(values[0])
+            name: _cell(next(value for value in values if value is not None))
             for name, values in cells.items()
-            if len(values) > 1
-            and name not in ("name", "status", *empty)
-            and len(set(map(_cell, values))) == 1
+            if name not in ("name", "status", "error", *empty)
+            and len(values) > 1
+            and len({_cell(value) for value in values if value is not None or name in swept}) == 1
         }
         columns = [name for name in shown if name not in common and name not in empty]
         head = "".join(
@@ -556,7 +558,7 @@ class Page:
             for row in self.table.rows
         )
         note = "; ".join(f"{name} {value}" for name, value in common.items())
-        note = f"The same in all trials: {note}." if note else ""
+        note = f"The same wherever it is known: {note}." if note else ""
         note += f" Not known of any: {', '.join(empty)}." if empty else ""
         return (
             f'<p class="soft caption">{escape(note)} All digits are in table.csv and table.parquet.</p>'
