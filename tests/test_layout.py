@@ -49,6 +49,7 @@ MAY_IMPORT = {
     "compiler": GROUND,
     "host_memory": GROUND,
     "check": None,
+    "sweep": None,
     "train": None,
     "main": None,
 }

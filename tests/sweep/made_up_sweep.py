@@ -54,7 +54,7 @@ def write_trial(
     trial = folder / "trials" / name
     trial.mkdir(parents=True)
     (trial / "config.json").write_text(json.dumps(config or CONFIG))
-    (trial / "run.json").write_text(json.dumps(run or RUN))
+    (trial / "run.json").write_text(json.dumps(RUN if run is None else run))
     (trial / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in metrics))
     (trial / "log.txt").write_text(log)
     state = {"status": status, "attempts": attempts, "error": error, "seconds": 1.0}
