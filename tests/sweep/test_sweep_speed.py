@@ -43,7 +43,7 @@ def kept(folder):
 def test_models_are_measured_once_and_kept(sweep, capsys):
     folder, names = sweep
     found = inference_speeds(folder, names, batch_size=2, measure=True)
-    assert "inference speed of 3 models, 2 images a call" in capsys.readouterr().out
+    assert "inference speed: 3 models, 2 images a call" in capsys.readouterr().out
     assert found.device == "cpu" and found.batch_size == 2 and not found.missing
     assert set(found.by_trial) == set(names) and all(rate > 0 for rate in found.by_trial.values())
     plain, dropped, wide, large = names

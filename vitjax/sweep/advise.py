@@ -11,7 +11,8 @@ is that of their means over the seeds that both have. For n pairs with differenc
 Two settings alone make one pair; then the pairs are their common seeds. A difference is called real if |d|
 exceeds both t e (t of Student's distribution with n - 1 degrees of freedom) and t' noise (t' with those of
 s), two-sided at 5 %, divided by the number of values that the axis' first one is compared with (Bonferroni),
-since the best of them is picked from the same data. Fewer than 3 pairs give no conclusion.
+since the best of them is picked from the same data. Having to pass both keeps false alarms below 5 %. Fewer
+than 3 pairs give no conclusion.
 
 Axes that always change together (`zip`) are one axis here.
 """
@@ -143,6 +144,13 @@ class Evidence:
         partners = {rest(s, *together): s for s in where(settings, axis, second)}
         found = [(s, rest(s, *together)) for s in where(settings, axis, first)]
         return [(s, partners[others]) for s, others in found if others in partners]
+
+    def within_noise(self, first: Setting, second: Setting) -> bool:
+        """Whether the seeds alone may explain the difference of two settings; False with one seed each."""
+        from scipy import stats
+
+        error = self.deviation * math.sqrt(1 / len(first.scores) + 1 / len(second.scores))
+        return bool(abs(first.mean - second.mean) <= stats.t.ppf(1 - LEVEL / 2, self.freedom) * error)
 
     def gain(self, comparison: Comparison) -> str:
         """As text: `+2.1 +/- 0.4 (n=12 pairs)`."""
@@ -353,6 +361,7 @@ def _front_finding(
             winner = max(better, key=lambda j: scores[j])
             share, more = costs[winner] / costs[i], evidence.signed(scores[winner] - scores[i])
             line += f"; {label(tops[winner].axes[model])} gives {more} at {share:.2g}x the cost"
+            line += " (within seed noise)" * evidence.within_noise(top, tops[winner])
         details.append(line)
     on, off = (
         ", ".join(label(tops[i].axes[model]) for i in chosen)
@@ -421,12 +430,10 @@ def headline(evidence: Evidence) -> str:
     )
 
 
-def caution(found: Sequence[Finding]) -> str:
-    """What is left to chance."""
-    return (
-        f"Each of these {len(found)} findings is tested alone at the 5 % level: of 20 that are nothing but "
-        "chance, one is expected to look real."
-    )
+CAUTION = (
+    "Each axis is tested alone at the 5 % level: of 20 that do nothing, one may look real. Best settings are "
+    "picked from the same data that they are shown with."
+)
 
 
 # Command line
@@ -464,5 +471,5 @@ def run(args: argparse.Namespace) -> int:
         print(f"\n{finding.title}: {finding.text}")
         for line in finding.details:
             print(f"  {line}")
-    print(f"\n{caution(found)}")
+    print(f"\n{CAUTION}")
     return 0

@@ -240,7 +240,7 @@ class Page:
                 f"<details><summary>{head}</summary><ul>{lines}</ul></details>" if lines else f"<p>{head}</p>"
             )
             items.append(f"<li>{more}</li>")
-        note = f"{advise.headline(self.evidence)}. {advise.caution(found)}"
+        note = f"{advise.headline(self.evidence)}. {advise.CAUTION}"
         return (
             f'<div class="card"><ul class="advice">{"".join(items)}</ul>'
             f'<p class="soft caption">{escape(note[0].upper() + note[1:])}</p></div>'

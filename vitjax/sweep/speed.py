@@ -90,7 +90,7 @@ def inference_speeds(
         place = (_device_kind(), batch_size)
         new = [forward for forward in wanted if (forward, *place) not in kept]
         if new:
-            say(f"measuring the inference speed of {len(new)} models, {batch_size} images a call")
+            say(f"measuring inference speed: {len(new)} models, {batch_size} images a call")
             measured, failed = _measure(new, batch_size)
             kept |= {(forward, *place): rate for forward, rate in measured.items()}
             missing |= {name: failed[f] for name, f in forwards.items() if f in failed}
