@@ -26,7 +26,9 @@ CORE = [
     "opencv-python-headless>=4.11",
     "optax>=0.2.8",
     "orbax-checkpoint>=0.12.8,<0.13",
+    "pyarrow>=19",
     "rich>=13.7",
+    "scipy>=1.15",
     "simplejpeg>=1.9",
     "submitit>=1.5",
     "tensorboardX>=2.6.5",
@@ -53,7 +55,7 @@ setuptools.setup(
     author="The vitjax authors",
     python_requires=">=3.11",
     packages=setuptools.find_packages(include=["vitjax", "vitjax.*"]),
-    package_data={"vitjax": ["data/*.npz", "analysis/*.html"]},
+    package_data={"vitjax": ["data/*.npz", "analysis/*.html", "sweep/*.html"]},
     install_requires=CORE,
     extras_require={
         "cuda": ["jax[cuda13]"],

@@ -51,8 +51,8 @@ MAY_IMPORT = {
     },
     "compiler": GROUND,
     "host_memory": GROUND,
-    "sweep": None,
     "check": None,
+    "sweep": None,
     "train": None,
     "main": None,
 }

@@ -3,7 +3,8 @@
 import io
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from html import escape
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,8 @@ MAX_LINES = 8  # of one chart: the page has as many colours
 Series = tuple[np.ndarray, np.ndarray]  # steps, values
 
 # matplotlib wants colours; these stand for the page's own and are replaced by them in the SVG.
-_TEXT, _GRID = "#010203", "#010204"
-_COLORS = tuple(f"#0203{i:02x}" for i in range(MAX_LINES))
+TEXT, GRID = "#010203", "#010204"
+COLORS = tuple(f"#0203{i:02x}" for i in range(MAX_LINES))
 
 
 def series(rows: Sequence[dict[str, Any]], name: str) -> Series:
@@ -67,6 +68,25 @@ def chart(
       percent: values are shares in [0, 1], shown as percent.
       noisy: show long lines smoothed, with what was measured faint behind them.
     """
+
+    def paint(figure: Any) -> None:
+        axes = figure.add_subplot()
+        for color, (steps, values) in zip(COLORS, lines, strict=False):
+            _line(axes, *thin(steps, values), color, noisy)
+        _dress(axes, log and all(v[np.isfinite(v)].min(initial=1) > 0 for _, v in lines), percent)
+
+    return svg(key, paint, (4.6, 2.5))
+
+
+def svg(key: str, paint: Callable[[Any], None], inches: tuple[float, float], label: str = "") -> str:
+    """Returns what `paint(figure)` draws with matplotlib as inline SVG; it uses TEXT, GRID and COLORS.
+
+    Args:
+      key: letters that set the ids of this SVG apart from those of others on the page.
+      paint: draws into a matplotlib figure.
+      inches: width and height; the SVG is as wide as its box, and its text grows with it.
+      label: what the picture shows, for those who do not see it; left out where the text beside it says so.
+    """
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
@@ -79,14 +99,12 @@ def chart(
     }
     buffer = io.StringIO()
     with matplotlib.rc_context(style):
-        figure = Figure(figsize=(4.6, 2.5), layout="constrained")
+        figure = Figure(figsize=inches, layout="constrained")
         FigureCanvasSVG(figure)
-        axes = figure.add_subplot()
-        for color, (steps, values) in zip(_COLORS, lines, strict=False):
-            _line(axes, *thin(steps, values), color, noisy)
-        _dress(axes, log and all(v[np.isfinite(v)].min(initial=1) > 0 for _, v in lines), percent)
+        paint(figure)
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    return _for_page(buffer.getvalue(), key)
+    spoken = f'role="img" aria-label="{escape(label)}"' if label else 'aria-hidden="true"'
+    return _for_page(buffer.getvalue(), key).replace("<svg ", f"<svg {spoken} ", 1)
 
 
 def _line(axes, steps: np.ndarray, values: np.ndarray, color: str, noisy: bool) -> None:
@@ -103,9 +121,9 @@ def _dress(axes, log: bool, percent: bool) -> None:
     from matplotlib import ticker
 
     axes.spines[["top", "right", "left"]].set_visible(False)
-    axes.spines["bottom"].set_color(_GRID)
-    axes.tick_params(colors=_TEXT, length=0, which="both")
-    axes.grid(axis="y", color=_GRID, linewidth=0.7)
+    axes.spines["bottom"].set_color(GRID)
+    axes.tick_params(colors=TEXT, length=0, which="both")
+    axes.grid(axis="y", color=GRID, linewidth=0.7)
     axes.set_axisbelow(True)
     axes.margins(x=0.02)
     low, high = axes.dataLim.intervalx
@@ -134,7 +152,7 @@ def _for_page(svg: str, key: str) -> str:
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", svg, flags=re.DOTALL)  # it would style the page
-    head = r'<svg viewBox="\1" aria-hidden="true">'
+    head = r'<svg viewBox="\1">'
     svg = re.sub(r'<svg [^>]*?viewBox="([^"]*)"[^>]*>', head, svg, count=1)
     svg = re.sub(r" font-family: [^;]*;", "", svg)
     # Coordinates to a hundredth of a point; only inside attributes, since tick labels are text.
@@ -144,7 +162,7 @@ def _for_page(svg: str, key: str) -> str:
         .replace("url(#", f"url(#{key}-")
         .replace('xlink:href="#', f'href="#{key}-')
     )
-    svg = svg.replace(_TEXT, "currentColor").replace(_GRID, "var(--line)")
-    for i, color in enumerate(_COLORS):
+    svg = svg.replace(TEXT, "currentColor").replace(GRID, "var(--line)")
+    for i, color in enumerate(COLORS):
         svg = svg.replace(color, f"var(--c{i})")
     return svg
