@@ -103,7 +103,10 @@ class ResNet(nn.Module):
 
     @nn.compact
     def __call__(self, image):
-        """Returns `root` and `block1`, ... of float images `[B, H, W, C]`: feature maps, float32."""
+        """Returns the last feature map `[B, h, w, D]`, float32, and all by name: `root`, `block1`, ...
+
+        `image`: float `[B, H, W, C]`.
+        """
         x = StdConv(self.root_width, 7, 2, self.numerics, self.dtype, name="conv_root")(image)
         x = nn.relu(group_norm(self.numerics, "gn_root")(x))
         x = nn.max_pool(x, (3, 3), (2, 2), "SAME")
@@ -113,4 +116,4 @@ class ResNet(nn.Module):
             name = f"block{i + 1}"
             stage = ResNetStage(units, width, stride, self.numerics, self.dtype, self.remat, name=name)
             x = maps[name] = stage(x)
-        return maps
+        return x, maps

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import DTypeLike
 
+from vitjax.layers.dense import affine
 from vitjax.layers.patches import refuse_other_channels
 
 # What a filter is divided by, from its variance: `jax` as in the code behind the AugReg models, `timm` as in
@@ -49,12 +50,17 @@ class StdConv(nn.Module):
         refuse_other_channels(self.get_variable("params", "kernel"), x.shape[-1])
         kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
 
-        # Checkpointed, so that the backward pass standardises again instead of keeping centred and
-        # standardised copies of every kernel; the product itself is not needed there, so not redone.
-        @jax.checkpoint
-        def convolve(x, kernel):
-            kernel = weight_standardize(kernel, self.numerics).astype(self.dtype)
-            layout = ("NHWC", "HWIO", "NHWC")
-            return lax.conv_general_dilated(x, kernel, (self.stride,) * 2, "SAME", dimension_numbers=layout)
-
+        # Checkpointed, so that the backward pass is given the raw kernel, which is there anyway, instead of
+        # centred and standardised copies; XLA may still keep what it finds cheaper to keep than to redo.
+        convolve = jax.checkpoint(self.convolve, prevent_cse=False)
         return convolve(x.astype(self.dtype), kernel)
+
+    def convolve(self, x, kernel):
+        """Convolves `x` with the raw `kernel`, standardised."""
+        kernel = weight_standardize(kernel, self.numerics).astype(self.dtype)
+        if (
+            self.kernel_size == 1
+        ):  # as a matrix product: no backend runs its gradient as a dilated convolution
+            return affine(x[:, :: self.stride, :: self.stride], kernel[0, 0])
+        layout = ("NHWC", "HWIO", "NHWC")
+        return lax.conv_general_dilated(x, kernel, (self.stride,) * 2, "SAME", dimension_numbers=layout)

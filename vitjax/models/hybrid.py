@@ -14,9 +14,9 @@ from vitjax.layers.patches import PatchEmbedding, pair
 from vitjax.layers.resnet import GROUP_NORM_EPSILON, GROUPS, ResNet
 from vitjax.models.vit import SIZES, ViT
 
-# Size of the transformer, units of each stage, patch on the feature map. The number in a name is the stride from
-# pixels to tokens, except R+Ti/16's: the text counts 2 for the root and 8 for the patch, but the published
-# model pools after the root as well, so its stride is 32.
+# Size of the transformer, units of each stage, patch on the feature map. The number in a name is the stride
+# from pixels to tokens, but that of R+Ti/16 is 32: the paper counts 2 for the root and 8 for the patch, while
+# the published model pools in the root as well, by 2.
 HYBRIDS = {
     "r_ti16": ("ti", (), 8),
     "r26_s32": ("s", (2, 2, 2, 2), 1),
@@ -39,8 +39,8 @@ class HybridViT(ViT):
       resnet_widths: channels of the bottlenecks of each stage, a quarter of what it returns; by default
         64, doubled from stage to stage.
       root_width: channels of the root's convolution.
-      resnet_numerics: `jax`, the code behind the published models: GroupNorm with epsilon 1e-6, kernels divided
-        by (deviation + 1e-5); or `timm`: epsilon 1e-5, kernels divided by sqrt(variance + 1e-8).
+      resnet_numerics: `jax`, the code behind the published models: GroupNorm with epsilon 1e-6, kernels
+        divided by (deviation + 1e-5); or `timm`: epsilon 1e-5, kernels divided by sqrt(variance + 1e-8).
     """
 
     patch_size: int | Sequence[int] = 1
@@ -90,19 +90,22 @@ class HybridViT(ViT):
             self.root_width, self.resnet_units, self.widths, self.resnet_numerics, self.dtype, self.remat
         )
         nn.share_scope(self, resnet)  # official files have the ResNet's parameters beside the transformer's
-        out = resnet(image)
+        x, out = resnet(image)
         embedding = PatchEmbedding(self.width, pair(self.patch_size), self.dtype, name="embedding")
-        return out | {"stem": embedding(list(out.values())[-1])}
+        return out | {"stem": embedding(x)}
 
     def refuse_partial_patches(self, height: int, width: int) -> None:
         """Raises a `UserError` if the feature map of such an image is no whole grid of patches."""
         p, q = pair(self.patch_size)
         rows, columns = -(-height // self.stride), -(-width // self.stride)
         if rows % p or columns % q:
-            whole = [max(round(n / step), 1) * step for n, step in ((height, self.stride * p), (width, self.stride * q))]
+            nearest_height, nearest_width = (
+                max(round(size / step), 1) * step
+                for size, step in ((height, self.stride * p), (width, self.stride * q))
+            )
             raise UserError(
-                f"An image of {height}x{width} pixels has a feature map of {rows}x{columns}, which cannot be cut "
-                f"into patches of {p}x{q}: the nearest whole size is {whole[0]}x{whole[1]}. "
+                f"An image of {height}x{width} pixels has a feature map of {rows}x{columns}, which cannot be "
+                f"cut into patches of {p}x{q}: the nearest whole size is {nearest_height}x{nearest_width}. "
                 "Change the crop in the preprocessing string or the model's patch_size."
             )
 

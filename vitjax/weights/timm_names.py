@@ -154,7 +154,8 @@ def _numbers(template: str, names: Iterable[str]) -> list[tuple[int, ...]]:
     firsts = [1 if plus else 0 for plus in re.findall(r"\{[ij](\+1)?\}", template)]
     pattern = re.compile(re.sub(r"\\\{[ij](\\\+1)?\\\}", r"(\\d+)", re.escape(template)))
     found = [match.groups() for match in map(pattern.fullmatch, names) if match]
-    return sorted(tuple(int(n) - first for n, first in zip(ns, firsts, strict=True)) for ns in found)
+    numbers = [tuple(int(n) - first for n, first in zip(ns, firsts, strict=True)) for ns in found]
+    return sorted(ns for ns in numbers if all(n >= 0 for n in ns))
 
 
 def from_timm(state: Mapping[str, np.ndarray], *, num_heads: int, table: Table = VIT) -> dict[str, Any]:
