@@ -6,7 +6,7 @@ import pytest
 
 from vitjax import models
 from vitjax.errors import UserError
-from vitjax.weights.timm_names import HYBRID, ROOT_HYBRID, from_timm, to_timm
+from vitjax.weights.timm_names import from_timm, to_timm
 
 
 def test_there_and_back():
@@ -23,15 +23,15 @@ def test_there_and_back():
     jax.tree.map(np.testing.assert_array_equal, from_timm(state, num_heads=2), params)
 
 
-@pytest.mark.parametrize(("units", "table"), [((1, 11), HYBRID), ((), ROOT_HYBRID)])
-def test_hybrids_there_and_back(units, table):
+@pytest.mark.parametrize("units", [(1, 11), ()])
+def test_hybrids_there_and_back(units):
     model = models.create("r26_s32", resnet_units=units, depth=1, scan=False)
     image = jax.ShapeDtypeStruct((1, 32, 32, 3), np.float32)
     shapes = jax.eval_shape(model.init, jax.random.key(0), image)["params"]
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda x: rng.integers(0, 99, x.shape, np.int8), shapes)
-    state = to_timm(params, table=table)
-    jax.tree.map(np.testing.assert_array_equal, from_timm(state, num_heads=6, table=table), params)
+    state = to_timm(params)
+    jax.tree.map(np.testing.assert_array_equal, from_timm(state, num_heads=6), params)
     if not units:
         np.testing.assert_array_equal(state["patch_embed.backbone.norm.bias"], params["gn_root"]["bias"])
         return
@@ -51,8 +51,6 @@ def test_what_has_no_place_is_named():
     with pytest.raises(
         UserError, match=r"'patch_embed.backbone.stages.0.blocks.2.conv4.weight'.*Did you mean"
     ):
-        from_timm(
-            {"patch_embed.backbone.stages.0.blocks.2.conv4.weight": np.zeros(3)}, num_heads=3, table=HYBRID
-        )
+        from_timm({"patch_embed.backbone.stages.0.blocks.2.conv4.weight": np.zeros(3)}, num_heads=3)
     with pytest.raises(UserError, match="'block1/unit0/conv1/kernel'"):  # ours count from one
-        to_timm({"block1": {"unit0": {"conv1": {"kernel": np.zeros((1, 1, 2, 2))}}}}, table=HYBRID)
+        to_timm({"conv_root": {}, "block1": {"unit0": {"conv1": {"kernel": np.zeros((1, 1, 2, 2))}}}})

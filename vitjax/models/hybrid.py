@@ -79,9 +79,15 @@ class HybridViT(ViT):
         return tuple(64 * 2**stage for stage in range(len(self.resnet_units)))
 
     @property
-    def stride(self) -> int:
-        """Pixels from one place of the feature map to the next."""
+    def resnet_stride(self) -> int:
+        """Pixels from one place of the feature map to the next: 4 by the root, 2 by later stages each."""
         return 4 * 2 ** max(0, len(self.resnet_units) - 1)
+
+    @property
+    def stride(self) -> tuple[int, int]:
+        """Pixels from one token to the next, (down, across)."""
+        p, q = pair(self.patch_size)
+        return self.resnet_stride * p, self.resnet_stride * q
 
     def embed(self, image) -> dict[str, Any]:
         """Returns the feature maps and `stem`, the embedded patches of the last one `[B, h, w, D]`."""
@@ -97,12 +103,10 @@ class HybridViT(ViT):
     def refuse_partial_patches(self, height: int, width: int) -> None:
         """Raises a `UserError` if the feature map of such an image is no whole grid of patches."""
         p, q = pair(self.patch_size)
-        rows, columns = -(-height // self.stride), -(-width // self.stride)
+        rows, columns = -(-height // self.resnet_stride), -(-width // self.resnet_stride)
         if rows % p or columns % q:
-            nearest_height, nearest_width = (
-                max(round(size / step), 1) * step
-                for size, step in ((height, self.stride * p), (width, self.stride * q))
-            )
+            sizes = zip((height, width), self.stride, strict=True)
+            nearest_height, nearest_width = (max(round(size / step), 1) * step for size, step in sizes)
             raise UserError(
                 f"An image of {height}x{width} pixels has a feature map of {rows}x{columns}, which cannot be "
                 f"cut into patches of {p}x{q}: the nearest whole size is {nearest_height}x{nearest_width}. "

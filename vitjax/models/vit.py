@@ -134,6 +134,11 @@ class ViT(nn.Module):
         """Whether the first token is a class token."""
         return self.pool == "tok" if self.class_token is None else self.class_token
 
+    @property
+    def stride(self) -> tuple[int, int]:
+        """Pixels from one token to the next, (down, across)."""
+        return pair(self.patch_size)
+
     @nn.compact
     def __call__(self, image, *, train: bool = False) -> tuple[Any, dict[str, Any]]:
         """Returns logits `[B, num_classes]`, float32, and the named intermediates.

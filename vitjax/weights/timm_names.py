@@ -133,6 +133,16 @@ HYBRID: Table = {
 # Without stages (R+Ti/16) timm has no `stem` in the names.
 ROOT_HYBRID: Table = {**VIT, **_conv_norm(f"{_BACKBONE}.conv", f"{_BACKBONE}.norm", "{}_root")}
 
+ALL: Table = {**ROOT_HYBRID, **HYBRID}  # to read; to write, a root must have one name (`table_of`)
+
+
+def table_of(params: Mapping[str, Any]) -> Table:
+    """Returns the table by which timm names our nested parameters."""
+    if "conv_root" not in params:
+        return VIT
+    return HYBRID if "block1" in params else ROOT_HYBRID
+
+
 _NUMBER = re.compile(r"(?<=blocks\.|stages\.)\d+(?=\.)")
 
 
@@ -158,7 +168,7 @@ def _numbers(template: str, names: Iterable[str]) -> list[tuple[int, ...]]:
     return sorted(ns for ns in numbers if all(n >= 0 for n in ns))
 
 
-def from_timm(state: Mapping[str, np.ndarray], *, num_heads: int, table: Table = VIT) -> dict[str, Any]:
+def from_timm(state: Mapping[str, np.ndarray], *, num_heads: int, table: Table = ALL) -> dict[str, Any]:
     """Converts a timm state dict (name -> array, torch layouts) into our nested parameters.
 
     Blocks come out in loop form, `encoderblock_{i}`; `layers.encoder.loop_to_scan`
@@ -178,8 +188,9 @@ def from_timm(state: Mapping[str, np.ndarray], *, num_heads: int, table: Table =
     return flax.traverse_util.unflatten_dict(params, sep="/")
 
 
-def to_timm(params: Mapping[str, Any], *, table: Table = VIT) -> dict[str, np.ndarray]:
-    """The inverse of `from_timm`, for parameters, or gradients, in loop form."""
+def to_timm(params: Mapping[str, Any], *, table: Table | None = None) -> dict[str, np.ndarray]:
+    """The inverse of `from_timm`, for parameters, or gradients, in loop form; `table_of` them by default."""
+    table = table_of(params) if table is None else table
     flat = flax.traverse_util.flatten_dict(dict(params), sep="/")
     state = {}
     for general, (layout, ours) in table.items():
