@@ -163,21 +163,19 @@ def abstract(
     model = models.create(name, num_classes=classes or None, **fields(provided))
     channels = provided.get("conv_root/kernel", provided.get("embedding/kernel", (0, 0, 3, 0)))[-2]
 
-    def at(pixels):
-        image = jax.ShapeDtypeStruct((1, pixels, pixels, channels), "float32")
+    def at(height, width):
+        image = jax.ShapeDtypeStruct((1, height, width, channels), "float32")
         return jax.eval_shape(model.init, jax.random.key(0), image)["params"]
 
     if res is not None:
-        return at(res)
+        return at(res, res)
     if "pos_embedding" not in provided:
-        return at(224)
+        return at(224, 224)
     entries = provided["pos_embedding"][1]
     side = math.isqrt(entries)
-    strides = dict.fromkeys([getattr(model, "patch_size", 16), 16, 32])  # of a hybrid it is not the patch
-    for stride in strides:
-        params = at(side * stride) if isinstance(stride, int) else None
-        if params and params["pos_embedding"].shape[1] == entries:
-            return params
+    params = at(*(side * stride for stride in getattr(model, "stride", (16, 16))))
+    if params["pos_embedding"].shape[1] == entries:
+        return params
     raise UserError(f"{entries} positions are those of no square image for {name}: say --res.")
 
 

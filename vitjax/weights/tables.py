@@ -34,7 +34,7 @@ def moves(
 
     Args:
       table: their general names, `{i}` for a number, to layouts and our names, in which `{i}` is the same
-        number and `{i+1}` the next (`timm_names.VIT`).
+        number and `{i+1}` the next (`timm_names.ALL`).
       names: of the file's arrays.
       num_heads: the number of heads of the attention that one of our names belongs to.
     """
