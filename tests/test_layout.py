@@ -31,7 +31,7 @@ MAY_IMPORT = {
     "progress": GROUND | {"metrics"},
     "run_info": GROUND,
     "train_state": GROUND,
-    "weights": GROUND | {"models", "layers"},
+    "weights": GROUND | {"models", "layers", "checkpoint"},
     "evaluators": GROUND | {"data", "losses", "sharding"},
     "analysis": GROUND | {"metrics", "run_info", "data", "models"},
     # The spine may use every room, but not the modes that stand on it.

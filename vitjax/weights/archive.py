@@ -43,12 +43,14 @@ def open_archive(path: pathlib.Path, key: str) -> Iterator[Archive]:
 def _opener(path: pathlib.Path, start: bytes):
     if not start:
         raise UserError(f"{str(path)!r} is empty: what wrote it was cut short. Fetch it again.")
+    if (
+        start[8:] == b"{"
+    ):  # first, since the length before it may be any bytes; the others never have it there
+        return open_safetensors
     if start.startswith(b"PK\x03\x04"):
         return open_pytorch if _is_pytorch(path) else open_npz
     if start.startswith(b"\x80"):  # how a pickle begins; PyTorch's oldest format is one
         return open_pytorch
-    if start[8:] == b"{":
-        return open_safetensors
     raise UserError(f"{str(path)!r} begins with {start[:8]!r}, so it is none of {KNOWN}.")
 
 

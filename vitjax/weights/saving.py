@@ -12,7 +12,7 @@ import numpy as np
 from vitjax import files
 from vitjax.errors import UserError, nearest
 from vitjax.weights import flax_names, timm_names
-from vitjax.weights.stored import FLOATS
+from vitjax.weights.stored import is_float
 from vitjax.weights.tree import flatten, is_stacked, nest, of_block
 
 FORMATS = ("npz", "safetensors")
@@ -73,7 +73,7 @@ def _named(params: Mapping[str, Any], names: str) -> dict[str, np.ndarray]:
 
 def _float32(name: str, leaf: Any) -> np.ndarray:
     array = np.asarray(leaf)
-    if array.dtype not in FLOATS or array.dtype == np.float64:
+    if not is_float(array.dtype) or array.dtype.itemsize > 4:
         raise UserError(f"The parameter {name} is {array.dtype}; files of weights hold float32.")
     return array.astype(np.float32, copy=False)
 
