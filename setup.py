@@ -16,6 +16,7 @@ CORE = [
     "clu>=0.0.12",
     "etils[epath]>=1.12",
     "flax>=0.12.8,<0.13",
+    "fsspec>=2025.3",
     "grain>=0.2.18",
     "importlib_resources>=6.5",  # needed by tensorflow-datasets' builders, which do not declare it
     "jax>=0.10.2,<0.13",

@@ -14,6 +14,8 @@ Arguments (defaults first):
   epochs   300; 30 for small sources    batch  4096; 64 for small sources    res  224    lr  0.001
   rep      False: no representation layer before the head (i21k: never; i1k: trained both ways)
   compat   augreg | fixed: RandAugment with or without the quirks of the code behind the published models
+  full_size  None: RandAugment moves and cuts out as many pixels as at 224, the paper's size | 224: as many as
+           at that size, scaled to `res`; for small images
   dtype    float32 | bfloat16: compute type; parameters are float32 always
   fewshot  False; True: the study's few-shot probes of frozen features, on six data sets through TFDS
   classes  number of labels, for sources that are not ImageNet: as many as the source has
@@ -110,6 +112,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         lr=1e-3,
         rep=False,
         compat="augreg",
+        full_size=None,
         dtype="float32",
         fewshot=False,
         classes=None,
@@ -132,7 +135,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
     )
     train_pp = [f"decode_jpeg_and_inception_crop({args.res})", "flip_lr"]
     if randaug:
-        train_pp.append(f"randaug({randaug[0]}, {randaug[1]}, compat='{args.compat}')")
+        scaled = f", full_size={args.full_size}" if args.full_size else ""
+        train_pp.append(f"randaug({randaug[0]}, {randaug[1]}, compat='{args.compat}'{scaled})")
     train_pp.append(to_model)
     if mixup:
         train_pp.append(f"mixup({mixup})")

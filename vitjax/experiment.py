@@ -5,6 +5,7 @@ Training, `--check` and `--eval_only` all start here: a config that one of them 
 
 import contextlib
 import dataclasses
+import functools
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -21,7 +22,7 @@ from vitjax.config import settings as read_settings
 from vitjax.data import pipeline, pp
 from vitjax.data.sources import open_source
 from vitjax.errors import UserError, nearest
-from vitjax.train_state import TrainState, make_init, make_step
+from vitjax.train_state import Hyperparameters, TrainState, is_logged, make_init, make_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,7 +119,8 @@ class Experiment:
         """The state at step 0, born sharded."""
         init = _init(self.settings, self.task, self.optimizer, self.preprocess)
         zeros = lambda: jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), self.batch_spec)
-        return jax.jit(lambda: init(zeros()), out_shardings=state_placement(self.abstract_state))()
+        placement = state_placement(self.abstract_state)
+        return jax.jit(lambda rng: init(zeros(), rng), out_shardings=placement)(self.hyperparameters.rng)
 
     def train_step(self) -> Callable[[TrainState, dict], tuple[TrainState, dict]]:
         """The jitted step `(state, batch) -> (state, metrics)`; it takes over the buffers of the state."""
@@ -127,22 +129,30 @@ class Experiment:
             self.task,
             self.optimizer,
             self.preprocess.device,
-            seed=settings.seed,
             update_ema=optim.ema.create(**settings.ema) if settings.ema is not None else None,
             accumulation=settings.grad_accum,
-            logged=self.logged,
         )
-        return jax.jit(
+        jitted = jax.jit(
             step,
             donate_argnums=0,
             out_shardings=(state_placement(self.abstract_state), None),
             compiler_options=compiler.options(self.model),
         )
+        everywhere = jax.sharding.NamedSharding(self.mesh, jax.P())
+        # Put on all devices of all processes by jit: device_put serves those of this process alone.
+        hyper = jax.jit(lambda hyper: hyper, out_shardings=everywhere)(self.hyperparameters)
+        return lambda state, batch: jitted(state, batch, hyper)
 
-    def logged(self, step: Any) -> Any:
-        """Whether the metrics of `step` (a number or traced) are written: first, every so many, last."""
-        every = max(1, self.steps("log_training", default=50) or self.total_steps)
-        return (step == 1) | (step % every == 0) | (step == self.total_steps)
+    @functools.cached_property
+    def hyperparameters(self) -> Hyperparameters:
+        """What the compiled step takes as arguments: runs that differ in nothing else share it."""
+        log_every = max(1, self.steps("log_training", default=50) or self.total_steps)
+        rng = jax.random.key(self.settings.seed)
+        return Hyperparameters(rng, self.optimizer.hyperparameters, log_every, self.total_steps)
+
+    def logged(self, step: int) -> bool:
+        """Whether the metrics of `step` are written: first, every so many, last."""
+        return is_logged(step, self.hyperparameters)
 
     def batches(self, start_step: int) -> pipeline.BatchIterator:
         """This process's rows of the training batches from `start_step` on."""
@@ -233,7 +243,7 @@ def _shape_state(
     """The train state by shape, with shardings, after the loss has been found to go with the batch."""
     if settings.ema is not None:
         bind(optim.ema.create, settings.ema, "ema")
-    state = jax.eval_shape(_init(settings, task, optimizer, preprocess), batch_spec)
+    state = jax.eval_shape(_init(settings, task, optimizer, preprocess), batch_spec, jax.random.key(0))
     placement = sharding.state_shardings(state, settings.sharding, mesh)
     with blaming("config.input.pp"):  # what the loss misses is better missed now than after the compilation
         jax.eval_shape(
@@ -318,7 +328,7 @@ def optimizer_section(config: ConfigDict) -> dict[str, Any]:
 
 
 def _init(settings: Settings, task: Any, optimizer: optim.Optimizer, preprocess: pp.Preprocess) -> Callable:
-    return make_init(task, optimizer, preprocess.device, seed=settings.seed, ema=settings.ema is not None)
+    return make_init(task, optimizer, preprocess.device, ema=settings.ema is not None)
 
 
 def _build_evaluator(experiment: Experiment, name: str, section: dict) -> tuple[int, Any]:
