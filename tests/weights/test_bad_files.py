@@ -69,8 +69,8 @@ def test_foreign_files(tmp_path, content, told):
 def test_folders_and_missing_files(tmp_path):
     (tmp_path / "weights").mkdir()
     refused(tmp_path / "weights", "There is no checkpoint at")
-    refused(tmp_path / "weigths", "There is no file .* Did you mean 'weights'")
-    with pytest.raises(UserError, match=r"There is no file .*weigths'. Did you mean 'weights'"):
+    refused(tmp_path / "weigths", "there is no such file")
+    with pytest.raises(UserError, match="weigths': there is no such file"):
         load(f"{tmp_path}/weigths:img", shapes())
     save(tmp_path / "weights/model.safetensors", drawn(shapes()), names="timm")
     same(load(tmp_path / "weights", shapes()).params, drawn(shapes()))

@@ -10,7 +10,7 @@ from conftest import drawn, same, shapes
 from vitjax import checkpoint, models
 from vitjax.errors import UserError
 from vitjax.layers.encoder import loop_to_scan
-from vitjax.weights import load
+from vitjax.weights import load, loading
 from vitjax.weights.position import resize
 from vitjax.weights.timm_names import to_timm
 from vitjax.weights.tree import flatten
@@ -108,6 +108,31 @@ def test_sub_trees(tmp_path, params):
         load(f"{path}:imgg", shapes())
 
 
+@pytest.mark.parametrize(
+    ("source", "name", "subtree"),
+    [
+        ("a.npz", "a.npz", ""),
+        ("a.npz:img", "a.npz", "img"),
+        ("a.npz:img/encoder/", "a.npz", "img/encoder"),
+        ("/runs/b16:ema_params", "/runs/b16", "ema_params"),
+        ("augreg:vit_b16", "augreg:vit_b16", ""),
+        ("augreg:vit_b16:img", "augreg:vit_b16", "img"),
+        ("howto-i21k-B/16", "howto-i21k-B/16", ""),
+        ("gs://bucket/a.npz", "gs://bucket/a.npz", ""),
+        ("gs://bucket/a.npz:img", "gs://bucket/a.npz", "img"),
+        ("https://host:8080/a.npz", "https://host:8080/a.npz", ""),
+        ("https://host:8080/a.npz:img", "https://host:8080/a.npz", "img"),
+    ],
+)
+def test_the_colon_before_a_sub_tree(monkeypatch, source, name, subtree):
+    monkeypatch.setattr(loading, "resolve", lambda source: source)
+    assert loading.locate(source) == (name, subtree)
+
+
+def test_a_colon_in_the_name_of_a_file(tmp_path, params):
+    same(load(npz(tmp_path / "a:img", flatten(params)).with_name("a:img.npz"), shapes()).params, params)
+
+
 def test_a_map_head_that_lies_at_the_top(tmp_path):
     fields = {"pool": "map", "posemb_layout": "big_vision"}
     params = drawn(shapes(**fields))
@@ -144,7 +169,7 @@ def test_checkpoints_of_our_own(tmp_path, params, monkeypatch):
     same(load("run:ema_params", shapes()).params, state["ema_params"])
     with pytest.raises(UserError, match="no 'ema'"):
         load("run:ema", shapes())
-    with pytest.raises(UserError, match=r"There is no file 'runs'. Did you mean 'run'\?"):
+    with pytest.raises(UserError, match=r"'runs': there is no such file or folder"):
         load("runs", shapes())
 
 

@@ -152,7 +152,7 @@ def test_convert_to_another_size_and_head(tmp_path, capsys):
     [
         ("", "the following arguments are required: {show,convert}"),
         ("shw a", "invalid choice: 'shw'"),
-        ("show nowhere.npz", "no file 'nowhere.npz'"),
+        ("show nowhere.npz", "'nowhere.npz': there is no such file"),
         ("convert a.npz b.npz", "required: --model"),
         ("convert a.npz b.bin --model vit_mu8", "format='bin', for 'b.bin', is none of npz, safetensors"),
         ("convert a.npz b.npz --model vit_mu8 --names tim", "Did you mean 'timm'"),

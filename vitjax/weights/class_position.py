@@ -14,7 +14,6 @@ from vitjax.errors import UserError
 from vitjax.weights.position import resize
 
 Grid = tuple[int, int]
-METHODS = ("corners", "bicubic", "bicubic_aa", "bilinear", "bilinear_aa")
 
 
 class Fitted(NamedTuple):

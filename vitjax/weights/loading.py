@@ -12,6 +12,7 @@ import numpy as np
 from vitjax.errors import UserError, nearest
 from vitjax.weights import class_position, families, merge
 from vitjax.weights.archive import open_archive
+from vitjax.weights.position import METHODS
 from vitjax.weights.resolve import resolve
 from vitjax.weights.stored import Archive, Stored, shown
 from vitjax.weights.tables import Move, heads_in
@@ -59,8 +60,8 @@ def load(
       UserError: the file is missing, damaged or of an unknown kind; an entry is missing, extra, of another
         shape, no float, or not finite (all of them are listed); or an argument is wrong.
     """
-    if posemb not in ("auto", *class_position.METHODS):
-        valid = ("auto", *class_position.METHODS)
+    valid = ("auto", *METHODS)
+    if posemb not in valid:
         raise UserError(f"posemb={posemb!r} is none of {', '.join(valid)}.{nearest(posemb, valid)}")
     shapes = {name: tuple(leaf.shape) for name, leaf in flatten(abstract_params).items()}
     path, behind = locate(str(source))
@@ -74,15 +75,13 @@ def load(
 
 def locate(source: str) -> tuple[pathlib.Path, str]:
     """Splits `file:sub/tree` and finds the file. UserError if there is none."""
-    head, colon, subtree = source.rpartition(":")
-    is_name = not re.search(r"[/.]", head) and not pathlib.Path(head).exists()  # `augreg` of `augreg:vit_b16`
-    if not colon or subtree.startswith("//") or is_name or pathlib.Path(source).exists():
-        head, subtree = source, ""
-    path = resolve(head)
-    if not path.exists():
-        beside = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise UserError(f"There is no file {str(path)!r}.{nearest(path.name, beside)}")
-    return path, subtree.strip("/")
+    head, colon, behind = source.rpartition(":")
+    # The colon of `augreg:vit_b16`, of `https://`, of `https://host:8080/file` is another one.
+    of_name = re.fullmatch(r"\w*", head) and not pathlib.Path(head).exists()
+    of_host = re.fullmatch(r"\w+://[^/]*", head)
+    if not colon or of_name or of_host or behind.startswith("//") or pathlib.Path(source).exists():
+        return resolve(source), ""
+    return resolve(head), behind.strip("/")
 
 
 def key_and_subtree(path: pathlib.Path, behind: str, params_key: str = "params") -> tuple[str, str]:
