@@ -9,7 +9,7 @@ import numpy as np
 
 from golden_checks import below, checks
 from vitjax.models.vit import ViT
-from vitjax.weights.timm_names import from_timm, to_timm
+from vitjax.weights.timm_names import VIT, from_timm, to_timm
 
 # Share of max(1, max|reference|). PyTorch's own float32 error is up to 6e-6 on logits; ours here, 2e-6.
 FORWARD = 1e-5
@@ -46,8 +46,12 @@ def fields(kwargs: dict) -> dict:
 
 @checks(lambda config: config.get("family") in ("vit", "deit", "deit3"))
 def check_vit(config, arrays):
-    model = ViT(**fields(config["kwargs"]))
-    params = from_timm(below(arrays, "param/"), num_heads=model.num_heads)
+    compare(ViT(**fields(config["kwargs"])), arrays)
+
+
+def compare(model, arrays, table=VIT):
+    """Holds a model against one file: shapes, outputs, intermediates, all gradients."""
+    params = from_timm(below(arrays, "param/"), num_heads=model.num_heads, table=table)
     image = jnp.asarray(arrays["input"].transpose(0, 2, 3, 1))
     cotangent = arrays["cotangent"].astype(np.float32)
 
@@ -66,7 +70,7 @@ def check_vit(config, arrays):
         (_, out), (grads, grad_image) = forward_and_gradient(params, image)
 
     compare_forward(arrays, out)
-    grads = {f"grad/{name}": grad for name, grad in to_timm(grads).items()}
+    grads = {f"grad/{name}": grad for name, grad in to_timm(grads, table=table).items()}
     if "grad_input" in arrays:
         grads["grad_input"] = np.asarray(grad_image).transpose(0, 3, 1, 2)
     for key, reference in arrays.items():
@@ -77,6 +81,20 @@ def check_vit(config, arrays):
     assert not grads, f"no reference for the gradients {sorted(grads)}"
 
 
+def feature_maps(out):
+    """The maps of a hybrid's ResNet: timm's names of modules and ours of intermediates."""
+    stages = [name for name in out if re.fullmatch(r"block\d+", name)]
+    if not stages:
+        return {"patch_embed.backbone": "root"} if "root" in out else {}
+    names = {f"patch_embed.backbone.stages.{int(name[5:]) - 1}": name for name in stages}
+    return {"patch_embed.backbone.stem": "root", **names}
+
+
+def chw(feature_map):
+    """The files keep a map's first example only, `[1, C, H, W]`."""
+    return np.asarray(feature_map)[:1].transpose(0, 3, 1, 2)
+
+
 def compare_forward(arrays, out):
     """Compares logits and whatever intermediates the file has, and says which ones it cannot place."""
     places = {"logits": out["logits"], "pre_logits": out["pre_logits"], "features": out["encoded"]}
@@ -84,6 +102,7 @@ def compare_forward(arrays, out):
     places["act/patch_embed"] = stem.reshape(len(stem), -1, stem.shape[-1])
     places |= {f"act/blocks.{i}": tokens for i, tokens in enumerate(out["tokens"])}
     places["act/norm"] = out["encoded"]
+    places |= {f"act/{name}": chw(out[ours]) for name, ours in feature_maps(out).items()}
     unplaced = [key for key in arrays if re.match("act/", key) and key not in places]
     if unplaced:
         warnings.warn(f"not compared: {unplaced}", stacklevel=1)
