@@ -10,7 +10,7 @@ from conftest import drawn, same, shapes
 from vitjax import checkpoint, models
 from vitjax.errors import UserError
 from vitjax.layers.encoder import loop_to_scan
-from vitjax.weights import load, loading
+from vitjax.weights import load, loading, save
 from vitjax.weights.position import resize
 from vitjax.weights.timm_names import to_timm
 from vitjax.weights.tree import flatten
@@ -153,6 +153,27 @@ def test_group_norms_are_squeezed(tmp_path):
     )
     with pytest.raises(UserError, match=r"gn_root/scale is \[1, 1, 1, 4\] there, \[5\] here"):
         load(path, abstract | {"gn_root": {"scale": np.ones(5)}}, dont_load="embedding/.*")
+
+
+@pytest.mark.parametrize("units", [(), (1, 2)])
+def test_hybrids_by_all_their_names(tmp_path, units):
+    fields = {"width": 32, "depth": 1, "mlp_dim": 64, "num_heads": 2, "num_classes": 3}
+    backbone = {"resnet_units": units, "resnet_widths": (32,) * len(units), "root_width": 32}
+    model = models.create("r26_s32", **fields, **backbone, patch_size=1 if units else 2)
+    image = jax.ShapeDtypeStruct((1, 32, 32, 3), np.float32)
+    abstract = jax.eval_shape(model.init, jax.random.key(0), image)["params"]
+    params = drawn(abstract)
+    for names in ("vitjax", "augreg", "timm"):
+        save(tmp_path / names, params, names=names, format="npz")
+        same(load(tmp_path / names, abstract).params, params)
+    with np.load(tmp_path / "augreg") as opened:
+        old = {n: x.reshape(1, 1, 1, -1) if "gn_" in n or "/gn" in n else x for n, x in opened.items()}
+    loaded = load(npz(tmp_path / "old.npz", old), abstract)
+    same(loaded.params, params)
+    assert f"squeezed: {2 + 22 * bool(units)} arrays" in loaded.report
+    with np.load(tmp_path / "timm") as opened:
+        stem = "patch_embed.backbone.stem.conv.weight" if units else "patch_embed.backbone.conv.weight"
+        np.testing.assert_array_equal(opened[stem].transpose(2, 3, 1, 0), params["conv_root"]["kernel"])
 
 
 def test_checkpoints_of_our_own(tmp_path, params, monkeypatch):

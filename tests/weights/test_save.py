@@ -7,10 +7,11 @@ import pytest
 import safetensors.numpy
 from conftest import drawn, same, shapes
 
+from vitjax import models
 from vitjax.errors import UserError
 from vitjax.layers.encoder import loop_to_scan
 from vitjax.weights import load, save
-from vitjax.weights.__main__ import main
+from vitjax.weights.__main__ import abstract, main
 from vitjax.weights.timm_names import to_timm
 from vitjax.weights.tree import flatten
 
@@ -145,6 +146,17 @@ def test_convert_to_another_size_and_head(tmp_path, capsys):
     assert code == 0 and "4x4 resized to 6x6 (corners)" in out and "dropped, by dont_load: head/bias" in out
     with np.load(tmp_path / "b.npz") as opened:
         assert opened["pos_embedding"].shape == (1, 37, 32) and "head/bias" not in opened
+
+
+@pytest.mark.parametrize(("name", "entries"), [("vit_ti16", 197), ("vit_ti32", 49), ("r_ti16", 50)])
+def test_the_image_size_is_read_off_the_positions(name, entries):
+    width = models.create(name).width
+    provided = {"pos_embedding": (1, entries, width), "cls": (1, 1, width), "head/bias": (7,)}
+    found = abstract(name, {**provided, "Transformer/encoderblock_0/query/bias": ()}, None, None)
+    assert found["pos_embedding"].shape == (1, entries, width)
+    assert found["head"]["bias"].shape == (7,)
+    with pytest.raises(UserError, match=r"30 positions are those of no square image.*--res"):
+        abstract(name, {**provided, "pos_embedding": (1, 30, width)}, None, None)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """The command line: `python -m vitjax.weights {show,convert} ...`."""
 
 import argparse
+import contextlib
 import math
 import sys
 from collections.abc import Mapping, Sequence
@@ -173,11 +174,13 @@ def abstract(
         return at(224)
     entries = provided["pos_embedding"][1]
     side = math.isqrt(entries)
-    strides = dict.fromkeys([getattr(model, "patch_size", 16), 16, 32])  # of a hybrid it is not the patch
+    patch = getattr(model, "patch_size", 16)  # of a hybrid the stride is another
+    strides = dict.fromkeys([patch if isinstance(patch, int) else 16, 16, 32])
     for stride in strides:
-        params = at(side * stride) if isinstance(stride, int) else None
-        if params and params["pos_embedding"].shape[1] == entries:
-            return params
+        with contextlib.suppress(UserError):  # an image of this size has no whole patches: not this stride
+            params = at(side * stride)
+            if params["pos_embedding"].shape[1] == entries:
+                return params
     raise UserError(f"{entries} positions are those of no square image for {name}: say --res.")
 
 

@@ -45,7 +45,7 @@ FAMILIES = (
     Family(
         "timm",
         lambda names: any(re.match(r"patch_embed\.|blocks\.\d+\.", name) for name in names),
-        _by(timm_names.VIT),
+        _by({**timm_names.HYBRID, **timm_names.ROOT_HYBRID}),
         "bicubic_aa",
     ),
 )

@@ -17,7 +17,7 @@ import numpy as np
 from vitjax.errors import UserError
 from vitjax.weights.stored import BFLOAT16, Archive, Stored, printable
 
-_HEADER = 16 << 20  # bytes; that of ViT-G with 48 blocks has 80 thousand
+_HEADER = 4 << 20  # bytes; that of ViT-G with 48 blocks has 80 thousand
 DTYPES = {
     "F64": np.dtype("<f8"),
     "F32": np.dtype("<f4"),
