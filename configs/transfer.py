@@ -1,25 +1,25 @@
-"""Transfer: fine-tuning pre-trained weights, by the recipe of "How to train your ViT?" (arXiv 2106.10270, 3.5).
+"""Transfer: fine-tuning pre-trained weights as in "How to train your ViT?", arXiv 2106.10270, section 3.5.
 
-SGD with momentum (bfloat16 accumulator), no weight decay, no dropout, no RandAugment or mixup, batches of 512,
-gradients clipped at 1.0, a cosine schedule after a linear warmup, softmax cross-entropy, and a head that starts
-at zero:
+SGD with momentum (bfloat16 accumulator), no weight decay, no dropout, no RandAugment or mixup, batches of
+512, gradients clipped at 1.0, a cosine schedule after a linear warmup, softmax cross-entropy, and a head that
+starts at zero:
 
     python -m vitjax.main --config configs/transfer.py:vit_b16,data=cifar100,lr=0.01 --workdir W
-    python -m vitjax.main --config configs/transfer.py:vit_s32,weights=runs/s32,data=folder:photos --workdir W
+    python -m vitjax.main --config configs/transfer.py:vit_s32,weights=runs/s32,data=folder:pics --workdir W
 
 Arguments (defaults first):
-  model    vit_b16 or any other name of the registry
-  weights  the recommended ImageNet-21k file of `model`; a name of the AugReg collection (augreg:NAME), a file,
-           or the workdir of a vitjax run, whose head and resolution may be others
-  data     cifar100 | cifar10, imagenet2012, oxford_iiit_pet, oxford_flowers102, resisc45, kitti (through TFDS),
-           digits, or any source: folder:PATH, arrays:PATH, tfds:NAME
+  model    vit_b16, or any other name of the registry
+  weights  the recommended ImageNet-21k file of `model`; a name of the AugReg collection (augreg:NAME), a
+           file, or the workdir of a vitjax run, whose head and resolution may be others
+  data     cifar100 | cifar10, imagenet2012, oxford_iiit_pet, oxford_flowers102, resisc45, kitti (all through
+           TFDS), vtab:TASK, digits, or any source: folder:PATH, arrays:PATH, tfds:NAME
   res      384; the study also has 224. The position embedding is resampled
   steps    the longer of the two lengths that the study gives the data set; 500 for other sources
   warmup   steps of linear warmup: as the study has it for these steps, a tenth of others
   lr       as big_vision found it best for the data set, 0.01 where it says nothing
-  crop     inception: crop of 5-100 % of the area, and evaluation on the image squashed to a square (both as in
-           the code behind the paper) | resmall: short side to 7/6 res, random crop | resize: likewise but both
-           sides; these two are evaluated on the central crop (big_vision)
+  crop     inception: crop of 5-100 % of the area, evaluation on the image squashed to a square (the code
+           behind the paper) | resmall: short side to 7/6 res, random crop | resize: likewise, both sides;
+           these two are evaluated on the central crop (big_vision)
   batch    512; 64 for other sources
   dtype    float32 | bfloat16: compute type; parameters are float32 always
   classes  number of labels, as many as the source has
@@ -33,8 +33,8 @@ from ml_collections import ConfigDict
 
 from configs import common
 
-# Section 3.5 and Table 4: splits (train, evaluations), steps, labels. The learning rate is that of big_vision's
-# configs/transfer.py, where it names one.
+# Section 3.5 and Table 4: splits (train, evaluations), steps, labels. The learning rate is that of
+# big_vision's configs/transfer.py, where it names one.
 DATA: dict[str, dict[str, Any]] = {
     "imagenet2012": dict(
         data="tfds:imagenet2012",
@@ -68,6 +68,14 @@ DATA: dict[str, dict[str, Any]] = {
         steps=(2_500, 10_000),
         lr=0.01,
     ),
+    "kitti": dict(
+        data="vtab:kitti",
+        train="train",
+        evals={"val": "val", "test": "test"},
+        classes=4,
+        steps=(500, 2_500),
+        lr=0.01,
+    ),
     "oxford_iiit_pet": dict(
         data="tfds:oxford_iiit_pet",
         train="train[:90%]",
@@ -93,9 +101,12 @@ CROPS = {
 }
 
 
+VTAB_SPLITS = ("trainval", "test")  # for final numbers; tune on train and val, or train800 and val200
+
+
 def other(args: Any) -> dict[str, Any]:
     """What `DATA` says of the study's data sets, for a source of one's own."""
-    train, val = common.usual_splits(args.data)
+    train, val = VTAB_SPLITS if args.data.startswith("vtab:") else common.usual_splits(args.data)
     evals = {"val": args.val or val}
     return dict(data=args.data, train=args.train or train, evals=evals, classes=None, steps=(500,), lr=0.01)
 

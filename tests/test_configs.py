@@ -91,3 +91,23 @@ def test_model_parallel_rules_split_parameters_and_keep_the_loss():
     kernel = state.params["Transformer"]["encoderblock_0"]["MlpBlock_0"]["Dense_0"]["kernel"]
     assert kernel.sharding.spec == jax.P(None, "model")
     np.testing.assert_allclose(losses, take_steps(plain, 3)[1], rtol=1e-5)
+
+
+@pytest.mark.parametrize("data", ["imagenet2012", "cifar100", "resisc45", "oxford_iiit_pet", "kitti"])
+def test_transfer_is_the_recipe_of_the_study(data):
+    c = config.load(f"configs/transfer.py:vit_b16,data={data},res=224")
+    warmup = {20_000: 500, 10_000: 500, 2_500: 200}[c.total_steps]  # the longer of two lengths
+    assert c.schedule.to_dict() == dict(decay_type="cosine", warmup_steps=warmup)
+    assert (c.input.batch_size, c.grad_clip_norm, c.wd, c.task.loss) == (512, 1.0, 0.0, "softmax_xent")
+    assert c.optax.to_dict() == dict(momentum=0.9, dtype="bfloat16")
+    assert c.model_init.to_dict() == dict(weights="augreg:vit_b16", dont_load=("head/.*",))
+    assert "dropout" not in c.model and "mixup" not in c.input.pp and "randaug" not in c.input.pp
+    for pp in (c.input.pp, *(section.pp for section in c.evals.values())):
+        experiment.parse_pp(pp, c.num_classes, "input.pp")
+
+
+def test_transfer_has_the_two_other_crops_of_big_vision():
+    c = config.load("configs/transfer.py:vit_b32,data=cifar10,crop=resmall")
+    assert c.input.pp.startswith("decode|resize_small(448)|random_crop(384)|flip_lr|")
+    assert c.evals.test.pp.startswith("decode|resize_small(448)|central_crop(384)|")
+    assert config.load("configs/transfer.py:crop=resize").input.pp.startswith("decode|resize(448)|")

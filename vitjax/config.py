@@ -38,6 +38,7 @@ class Settings:
     Attributes:
       input: training data: data, split, pp, batch_size, workers, on_error.
       model: name and options of the architecture.
+      model_init: parameters to start from: weights, dont_load, posemb.
       task: name and options of what is learnt.
       evals: evaluators by name.
       seed: with the config it determines the run.
@@ -62,6 +63,7 @@ class Settings:
 
     input: Mapping
     model: Mapping
+    model_init: Mapping | str | None = None
     task: Mapping = dataclasses.field(default_factory=dict)
     evals: Mapping = dataclasses.field(default_factory=dict)
     seed: int = 0
@@ -268,10 +270,13 @@ def _blaming(path: pathlib.Path) -> Iterator[None]:
 
 def _override(config: ml_collections.ConfigDict, dotted: str, text: str) -> None:
     *parents, key = dotted.split(".")
+    if parents and parents[0] in _sections() and config.get(parents[0]) is None:
+        config[parents[0]] = ml_collections.ConfigDict()  # the config leaves out a section that may be there
     section = config
     for depth, parent in enumerate(parents):
         if not isinstance(section, ml_collections.ConfigDict) or parent not in section:
-            valid = section if isinstance(section, Mapping | ml_collections.ConfigDict) else ()
+            valid = [*section] if isinstance(section, Mapping | ml_collections.ConfigDict) else []
+            valid += [] if depth else _sections()
             name = ".".join(parents[: depth + 1])
             raise UserError(f"--config.{dotted}: no config section {name!r}.{nearest(parent, valid)}")
         section = section[parent]
@@ -294,6 +299,11 @@ def _override(config: ml_collections.ConfigDict, dotted: str, text: str) -> None
             f"--config.{dotted}={text}: expected {type(old).__name__} (as the present value {old!r}), "
             f"got {type(value).__name__}."
         ) from error
+
+
+def _sections() -> list[str]:
+    """Names of the top-level sections."""
+    return [field.name for field in dataclasses.fields(Settings) if _fits({}, field.type)]
 
 
 def _parse(text: str) -> Any:

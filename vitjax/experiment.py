@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from vitjax import compiler, durations, evaluators, models, optim, sharding, tasks
+from vitjax import compiler, durations, evaluators, model_init, models, optim, sharding, tasks, weights
 from vitjax.config import Settings, bind, plain
 from vitjax.config import settings as read_settings
 from vitjax.data import pipeline, pp
@@ -115,12 +115,36 @@ class Experiment:
         """Number of parameters of the model."""
         return sum(leaf.size for leaf in jax.tree.leaves(self.abstract_state.params))
 
-    def init_state(self) -> TrainState:
-        """The state at step 0, born sharded."""
+    def init_state(self, tell: Callable[[str], None] = lambda text: None) -> TrainState:
+        """The state at step 0, born sharded; `tell` takes what is to be said about weights it starts from."""
         init = _init(self.settings, self.task, self.optimizer, self.preprocess)
         zeros = lambda: jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), self.batch_spec)
-        placement = state_placement(self.abstract_state)
-        return jax.jit(lambda rng: init(zeros(), rng), out_shardings=placement)(self.hyperparameters.rng)
+        given = {}
+        if loaded := self.initial_weights():
+            tell(loaded.report)
+            given = model_init.place(loaded.params, self.abstract_state.params)
+        jitted = jax.jit(
+            lambda rng, given: init(zeros(), rng, given), out_shardings=state_placement(self.abstract_state)
+        )
+        return jitted(self.hyperparameters.rng, given)
+
+    def initial_weights(self) -> weights.Loaded | None:
+        """Reads the weights that `config.model_init` names; None without such a section."""
+        if self.settings.model_init is None:
+            return None
+        with blaming("config.model_init"):
+            return model_init.load(self.settings.model_init, self.abstract_state.params, self.patch_grid)
+
+    @property
+    def patch_grid(self) -> tuple[int, int] | None:
+        """(height, width) of the grid of patches that the model makes of an image, None if it makes none."""
+
+        def stem(params, model_state, batch, rng):
+            return self.task.predict(params, model_state, self.preprocess.device(batch, rng))[1].get("stem")
+
+        state = self.abstract_state
+        found = jax.eval_shape(stem, state.params, state.model_state, self.batch_spec, jax.random.key(0))
+        return None if found is None else found.shape[1:3]
 
     def train_step(self) -> Callable[[TrainState, dict], tuple[TrainState, dict]]:
         """The jitted step `(state, batch) -> (state, metrics)`; it takes over the buffers of the state."""
@@ -212,6 +236,8 @@ def build(config: ConfigDict) -> Experiment:
     for name, section in settings.evals.items():
         experiment.evaluators[name] = _build_evaluator(experiment, name, section)
     check_best_metric(experiment)
+    if settings.model_init is not None:
+        model_init.read(settings.model_init)
     return experiment
 
 

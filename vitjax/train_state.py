@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import flax.struct
+import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import optax
@@ -51,10 +52,15 @@ def is_logged(step: Any, hyper: Hyperparameters) -> Any:
 
 
 def make_init(task, optimizer, preprocess, *, ema: bool = False) -> Callable[..., TrainState]:
-    """Returns `init(batch, rng) -> TrainState`; the batch, as on the device, matters by shape only."""
+    """Returns `init(batch, rng, given={}) -> TrainState`.
 
-    def init(batch: dict, rng: jax.Array) -> TrainState:
+    The batch, as it arrives on the device, matters by shape only. Leaves of `given`, a part of the tree of
+    parameters, take the place of what the rng draws.
+    """
+
+    def init(batch: dict, rng: jax.Array, given: Any = None) -> TrainState:
         params, model_state = task.init(rng, preprocess(batch, rng))
+        params = _overlay(params, given) if given else params
         return TrainState(
             step=jnp.zeros((), jnp.int32),
             params=params,
@@ -64,6 +70,12 @@ def make_init(task, optimizer, preprocess, *, ema: bool = False) -> Callable[...
         )
 
     return init
+
+
+def _overlay(params: Any, given: Any) -> Any:
+    """`params` with the leaves of `given` in place of those of the same names."""
+    flat = flax.traverse_util.flatten_dict(params) | flax.traverse_util.flatten_dict(given)
+    return flax.traverse_util.unflatten_dict(flat)
 
 
 def make_step(

@@ -168,6 +168,17 @@ def test_a_zip_bomb(tmp_path, params):
     refused(tmp_path / "a.npz", "'pos_embedding' .* declares 1,024,000,000 bytes, packed")
 
 
+def test_a_member_that_unpacks_to_less_than_it_declares(tmp_path, params):
+    content = header((1, 1, 32)) + bytes(100)
+    path = with_member(tmp_path / "a.npz", params, "cls", content, zipfile.ZIP_DEFLATED)
+    whole = bytearray(path.read_bytes())
+    entry = whole.rindex(b"PK\x01\x02")  # of the central directory; the last one
+    assert int.from_bytes(whole[entry + 24 : entry + 28], "little") == len(content)
+    whole[entry + 24 : entry + 28] = (len(content) + 28).to_bytes(4, "little")
+    path.write_bytes(whole)
+    refused(path, "truncated or damaged .*'cls.npy' unpacks to less")
+
+
 @pytest.mark.filterwarnings("ignore:Duplicate name")
 def test_names_in_an_npz(tmp_path, params):
     with_member(tmp_path / "a.npz", params, "cls", header((1, 1, 32)) + bytes(128))

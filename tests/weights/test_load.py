@@ -180,6 +180,8 @@ def test_checkpoints_of_our_own(tmp_path, params, monkeypatch):
     state = {"params": params, "ema_params": drawn(shapes(), seed=1)}
     with checkpoint.Checkpointer(tmp_path / "run/checkpoints", fingerprint={}) as saver:
         saver.save(1, state)
+    # A grid of ours that is not square, but has as many patches as one that is.
+    same(load(tmp_path / "run", shapes((16, 64)), grid=(2, 8)).params, params)
     for source in ("run", "run/checkpoints", "run/checkpoints/1"):
         same(load(tmp_path / source, shapes()).params, params)
     ema = load(f"{tmp_path}/run:ema_params", shapes(scan=True))

@@ -12,6 +12,7 @@ from vitjax.weights.safetensors_file import open_safetensors
 from vitjax.weights.stored import Archive, from_array
 from vitjax.weights.tree import flatten
 
+CHECKPOINT = "vitjax checkpoint"
 KNOWN = "npz, safetensors, a PyTorch file or a folder of vitjax checkpoints"
 
 
@@ -67,4 +68,4 @@ def _checkpoint(path: pathlib.Path, key: str) -> Archive:
 
     inside = path / "checkpoints"
     params = flatten(load_params(inside if inside.is_dir() else path, key))
-    return Archive(str(path), "vitjax checkpoint", {n: from_array(n, array) for n, array in params.items()})
+    return Archive(str(path), CHECKPOINT, {n: from_array(n, array) for n, array in params.items()})

@@ -11,11 +11,11 @@ import numpy as np
 
 from vitjax.errors import UserError, nearest
 from vitjax.weights import class_position, families, merge
-from vitjax.weights.archive import open_archive
+from vitjax.weights.archive import CHECKPOINT, open_archive
 from vitjax.weights.position import METHODS
 from vitjax.weights.resolve import resolve
 from vitjax.weights.stored import Archive, Stored, shown
-from vitjax.weights.tables import Move, heads_in
+from vitjax.weights.tables import heads_in
 from vitjax.weights.tree import flatten, is_stacked, nest
 
 
@@ -112,7 +112,7 @@ def _load(
     _check_compressed(archive, found, entries, shapes)
     params, bad = merge.read(found, entries, wanted, shapes)
     notes = list(weights.notes)
-    notes += _fit_positions(archive.path, params, bad, moves, entries, shapes, grid, method)
+    notes += _fit_positions(archive, params, shapes, grid, method)
     if bad:
         more = f" and {len(bad) - 20} more" if len(bad) > 20 else ""
         raise UserError(
@@ -144,11 +144,8 @@ def _check_compressed(
 
 
 def _fit_positions(
-    path: str,
+    archive: Archive,
     params: dict[str, np.ndarray],
-    bad: list[str],
-    moves: Sequence[Move],
-    entries: Mapping[str, Stored],
     shapes: Mapping[str, merge.Shape],
     grid: tuple[int, int] | None,
     method: str,
@@ -161,8 +158,9 @@ def _fit_positions(
         shapes["pos_embedding"][1],
         has_class="cls" in shapes,
         grid=grid,
+        square=archive.kind != CHECKPOINT,
         method=method,
-        path=path,
+        path=archive.path,
     )
     params["pos_embedding"] = fitted.posemb
     if fitted.to_class is not None and "cls" in params and fitted.to_class.any():

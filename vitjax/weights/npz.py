@@ -124,5 +124,7 @@ def _inflate(opened: zipfile.ZipFile, member: zipfile.ZipInfo, skip: int, buffer
         f.read(skip)
         for i in range(0, len(buffer), _CHUNK):
             part = buffer[i : i + _CHUNK]
-            part[:] = np.frombuffer(f.read(len(part)), np.uint8)
-        f.read(1)  # the end, where zipfile compares the checksum
+            data = f.read(len(part))  # zipfile compares the checksum at the end
+            if len(data) != len(part):
+                raise EOFError(f"{printable(member.filename)} unpacks to less than it declares")
+            part[:] = np.frombuffer(data, np.uint8)
