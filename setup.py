@@ -21,6 +21,7 @@ CORE = [
     "importlib_resources>=6.5",  # needed by tensorflow-datasets' builders, which do not declare it
     "jax>=0.10.2,<0.13",
     "matplotlib>=3.9",
+    "ml_dtypes>=0.5",
     "ml_collections>=1.1",
     "numpy>=2",
     "opencv-python-headless>=4.11",
@@ -41,6 +42,7 @@ TEST = [
     "pytest>=8.3",
     "pytest-xdist>=3.6",
     "ruff>=0.17,<0.18",
+    "safetensors>=0.6",  # the peer that our reader and writer are held against
     "scikit-learn>=1.6",
     "tensorboard>=2.19",
 ]

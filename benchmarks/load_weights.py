@@ -47,15 +47,8 @@ def main() -> None:
             seconds = measure.interleave(found, args.repetitions, CLOCKS[args.clock])
             size = file_of(folder, kind).stat().st_size
             for reader in found:
-                command = [
-                    sys.executable,
-                    __file__,
-                    "--model",
-                    args.model,
-                    "--peak",
-                    f"{kind}:{reader}",
-                    folder,
-                ]
+                command = [sys.executable, __file__, "--model", args.model]
+                command += ["--peak", f"{kind}:{reader}", folder]
                 peak = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
                 row = dict(
                     file=kind,
@@ -123,7 +116,8 @@ def readers(model: str, folder: str, kind: str):
         from vitjax.weights.timm_names import from_timm
 
         with safe_open(path, "np") as opened:
-            params = from_timm({name: opened.get_tensor(name) for name in opened.keys()}, num_heads=12)
+            names = opened.keys()
+            params = from_timm({name: opened.get_tensor(name) for name in names}, num_heads=12)
         return [np.ascontiguousarray(x) for x in leaves(params)]
 
     peer = {"npz": ("numpy.load", numpy_load), "safetensors": ("safetensors library", safetensors_library)}

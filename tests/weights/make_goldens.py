@@ -1,10 +1,10 @@
 """Makes `goldens/`: small ViTs with random weights, as timm and transformers save them and compute them.
 
-python tests/weights/make_goldens.py, with torch, timm and transformers installed. Versions the files were made
-with: torch 2.13.0, timm 1.0.31, transformers 5.23.0.
+python tests/weights/make_goldens.py, with torch, timm and transformers installed. Versions the files were
+made with: torch 2.13.0, timm 1.0.31, transformers 5.23.0.
 
-`NAME.safetensors` is the file; `NAME.npz` holds `image32` and `image48` (NHWC) and the logits of the model for
-each, for the larger after the reference's own code has resized the position embedding.
+`NAME.safetensors` is the file; `NAME.npz` holds `image32` and `image48` (NHWC) and the logits of the model
+for each, for the larger after the reference's own code has resized the position embedding.
 """
 
 import pathlib

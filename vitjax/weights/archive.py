@@ -12,6 +12,7 @@ from vitjax.weights.safetensors_file import open_safetensors
 from vitjax.weights.stored import Archive, from_array
 from vitjax.weights.tree import flatten
 
+CHECKPOINT = "vitjax checkpoint"
 KNOWN = "npz, safetensors, a PyTorch file or a folder of vitjax checkpoints"
 
 
@@ -43,12 +44,14 @@ def open_archive(path: pathlib.Path, key: str) -> Iterator[Archive]:
 def _opener(path: pathlib.Path, start: bytes):
     if not start:
         raise UserError(f"{str(path)!r} is empty: what wrote it was cut short. Fetch it again.")
+    if (
+        start[8:] == b"{"
+    ):  # first, since the length before it may be any bytes; the others never have it there
+        return open_safetensors
     if start.startswith(b"PK\x03\x04"):
         return open_pytorch if _is_pytorch(path) else open_npz
     if start.startswith(b"\x80"):  # how a pickle begins; PyTorch's oldest format is one
         return open_pytorch
-    if start[8:] == b"{":
-        return open_safetensors
     raise UserError(f"{str(path)!r} begins with {start[:8]!r}, so it is none of {KNOWN}.")
 
 
@@ -65,4 +68,4 @@ def _checkpoint(path: pathlib.Path, key: str) -> Archive:
 
     inside = path / "checkpoints"
     params = flatten(load_params(inside if inside.is_dir() else path, key))
-    return Archive(str(path), "vitjax checkpoint", {n: from_array(n, array) for n, array in params.items()})
+    return Archive(str(path), CHECKPOINT, {n: from_array(n, array) for n, array in params.items()})

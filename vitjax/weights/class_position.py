@@ -14,7 +14,6 @@ from vitjax.errors import UserError
 from vitjax.weights.position import resize
 
 Grid = tuple[int, int]
-METHODS = ("corners", "bicubic", "bicubic_aa", "bilinear", "bilinear_aa")
 
 
 class Fitted(NamedTuple):
@@ -26,7 +25,14 @@ class Fitted(NamedTuple):
 
 
 def fit(
-    posemb: np.ndarray, tokens: int, *, has_class: bool, grid: Grid | None, method: str, path: str
+    posemb: np.ndarray,
+    tokens: int,
+    *,
+    has_class: bool,
+    grid: Grid | None,
+    square: bool,
+    method: str,
+    path: str,
 ) -> Fitted:
     """Fits `posemb` `[1, M, D]` of a file to a model whose embedding has `tokens` entries.
 
@@ -35,13 +41,15 @@ def fit(
       tokens: N of the model's `[1, N, D]`.
       has_class: whether the model has a class token.
       grid: (height, width) of the model in patches; None: it is square, or nothing changes.
+      square: whether grids of such files are square, as those of all published files; if not, as many entries
+        as the model has are those of the same grid.
       method: how to resize the grid, see `position.resize`.
       path: of the file, for messages.
 
     Raises:
       UserError: a grid must be resized that is not square, or is not given and not square.
     """
-    if posemb.shape[1] == tokens and (grid is None or _square(posemb.shape[1]) is None):
+    if posemb.shape[1] == tokens and (grid is None or not square or _square(posemb.shape[1]) is None):
         return Fitted(posemb, None, [])
     new, new_prefix = _model_grid(tokens, grid)
     found = _square(posemb.shape[1])

@@ -11,10 +11,11 @@ import numpy as np
 
 from vitjax.errors import UserError, nearest
 from vitjax.weights import class_position, families, merge
-from vitjax.weights.archive import open_archive
+from vitjax.weights.archive import CHECKPOINT, open_archive
+from vitjax.weights.position import METHODS
 from vitjax.weights.resolve import resolve
 from vitjax.weights.stored import Archive, Stored, shown
-from vitjax.weights.tables import Move, heads_in
+from vitjax.weights.tables import heads_in
 from vitjax.weights.tree import flatten, is_stacked, nest
 
 
@@ -59,8 +60,8 @@ def load(
       UserError: the file is missing, damaged or of an unknown kind; an entry is missing, extra, of another
         shape, no float, or not finite (all of them are listed); or an argument is wrong.
     """
-    if posemb not in ("auto", *class_position.METHODS):
-        valid = ("auto", *class_position.METHODS)
+    valid = ("auto", *METHODS)
+    if posemb not in valid:
         raise UserError(f"posemb={posemb!r} is none of {', '.join(valid)}.{nearest(posemb, valid)}")
     shapes = {name: tuple(leaf.shape) for name, leaf in flatten(abstract_params).items()}
     path, behind = locate(str(source))
@@ -74,15 +75,13 @@ def load(
 
 def locate(source: str) -> tuple[pathlib.Path, str]:
     """Splits `file:sub/tree` and finds the file. UserError if there is none."""
-    head, colon, subtree = source.rpartition(":")
-    is_name = not re.search(r"[/.]", head) and not pathlib.Path(head).exists()  # `augreg` of `augreg:vit_b16`
-    if not colon or subtree.startswith("//") or is_name or pathlib.Path(source).exists():
-        head, subtree = source, ""
-    path = resolve(head)
-    if not path.exists():
-        beside = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise UserError(f"There is no file {str(path)!r}.{nearest(path.name, beside)}")
-    return path, subtree.strip("/")
+    head, colon, behind = source.rpartition(":")
+    # The colon of `augreg:vit_b16`, of `https://`, of `https://host:8080/file` is another one.
+    of_name = re.fullmatch(r"\w*", head) and not pathlib.Path(head).exists()
+    of_host = re.fullmatch(r"\w+://[^/]*", head)
+    if not colon or of_name or of_host or behind.startswith("//") or pathlib.Path(source).exists():
+        return resolve(source), ""
+    return resolve(head), behind.strip("/")
 
 
 def key_and_subtree(path: pathlib.Path, behind: str, params_key: str = "params") -> tuple[str, str]:
@@ -113,7 +112,7 @@ def _load(
     _check_compressed(archive, found, entries, shapes)
     params, bad = merge.read(found, entries, wanted, shapes)
     notes = list(weights.notes)
-    notes += _fit_positions(archive.path, params, bad, moves, entries, shapes, grid, method)
+    notes += _fit_positions(archive, params, shapes, grid, method)
     if bad:
         more = f" and {len(bad) - 20} more" if len(bad) > 20 else ""
         raise UserError(
@@ -145,11 +144,8 @@ def _check_compressed(
 
 
 def _fit_positions(
-    path: str,
+    archive: Archive,
     params: dict[str, np.ndarray],
-    bad: list[str],
-    moves: Sequence[Move],
-    entries: Mapping[str, Stored],
     shapes: Mapping[str, merge.Shape],
     grid: tuple[int, int] | None,
     method: str,
@@ -162,8 +158,9 @@ def _fit_positions(
         shapes["pos_embedding"][1],
         has_class="cls" in shapes,
         grid=grid,
+        square=archive.kind != CHECKPOINT,
         method=method,
-        path=path,
+        path=archive.path,
     )
     params["pos_embedding"] = fitted.posemb
     if fitted.to_class is not None and "cls" in params and fitted.to_class.any():

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 
 from vitjax.errors import UserError, nearest
-from vitjax.weights.stored import FLOATS, Stored, printable, shown
+from vitjax.weights.stored import Stored, is_float, printable, shown
 from vitjax.weights.tables import Move
 from vitjax.weights.tree import is_stacked, of_block
 
@@ -115,8 +115,8 @@ def fit(
             provided.add(target)
             if skip[target]:
                 found.dropped.append(target)
-            elif stored.dtype not in FLOATS:
-                found.other[target] = f"{target} is {stored.dtype}, which is no number of a network"
+            elif not is_float(stored.dtype):
+                found.other[target] = f"{target} is {stored.dtype}, no float"
             elif not _fits(target, shape, slot.shape):
                 found.other[target] = f"{target} is {shown(shape)} there, {shown(slot.shape)} here"
             else:
@@ -152,14 +152,13 @@ def told(found: Fit, described: str) -> UserError | None:
     }
     if not any(lists.values()):
         return None
-    left, parts = _TOLD, []
+    most = _TOLD // sum(map(bool, lists.values()))
+    parts = []
     for what, names in lists.items():
         if names:
-            most = max(left, 1)
             some = "; ".join(list(names.values())[:most])
             more = f"; and {len(names) - most} more" if len(names) > most else ""
             parts.append(f"{len(names)} {what}: {some}{more}.")
-            left -= min(len(names), most)
     return UserError(f"{described} does not fit the model. {' '.join(parts)} {_remedy(found)}")
 
 

@@ -15,11 +15,10 @@ import zlib
 from collections.abc import Iterator
 from typing import BinaryIO
 
-import ml_dtypes
 import numpy as np
 
 from vitjax.errors import UserError
-from vitjax.weights.stored import Archive, Stored, printable
+from vitjax.weights.stored import BFLOAT16, Archive, Stored, printable
 
 _HEADER = 10_000  # longest header of a member, in bytes: numpy's own bound
 _CHUNK = 1 << 20  # read, then checksum, while still in the cache
@@ -88,7 +87,7 @@ def _read_header(f, where: str) -> tuple[bytes, tuple[int, ...], bool, np.dtype]
     read = np.lib.format.read_array_header_1_0 if start[6] == 1 else np.lib.format.read_array_header_2_0
     try:
         shape, fortran, dtype = read(io.BytesIO(body), max_header_size=_HEADER)
-    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError) as e:
+    except Exception as e:  # numpy lets through whatever Python's parser thinks of it
         raise UserError(f"{where} has a header that cannot be understood: it is damaged.") from e
     if dtype.hasobject:
         raise UserError(
@@ -98,7 +97,7 @@ def _read_header(f, where: str) -> tuple[bytes, tuple[int, ...], bool, np.dtype]
     if any(n < 0 for n in shape):
         raise UserError(f"{where} declares the shape {shape}: no axis is shorter than nothing.")
     if dtype.str == "|V2" and not dtype.names:  # what numpy makes of a bfloat16 whose name it does not know
-        dtype = np.dtype(ml_dtypes.bfloat16)
+        dtype = BFLOAT16
     return start + body, shape, fortran, dtype
 
 
@@ -125,5 +124,7 @@ def _inflate(opened: zipfile.ZipFile, member: zipfile.ZipInfo, skip: int, buffer
         f.read(skip)
         for i in range(0, len(buffer), _CHUNK):
             part = buffer[i : i + _CHUNK]
-            part[:] = np.frombuffer(f.read(len(part)), np.uint8)
-        f.read(1)  # the end, where zipfile compares the checksum
+            data = f.read(len(part))  # zipfile compares the checksum at the end
+            if len(data) != len(part):
+                raise EOFError(f"{printable(member.filename)} unpacks to less than it declares")
+            part[:] = np.frombuffer(data, np.uint8)

@@ -5,11 +5,10 @@ import zipfile
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 
 from vitjax.errors import UserError
-from vitjax.weights.stored import Archive, Stored, printable
+from vitjax.weights.stored import BFLOAT16, Archive, Stored, printable
 
 
 @contextlib.contextmanager
@@ -32,8 +31,8 @@ def open_pytorch(path: str) -> Iterator[Archive]:
     except Exception as e:  # whatever it is, the file is not opened in any other way
         # What PyTorch says is not told: it goes on to advise opening the file in spite of it.
         raise UserError(
-            f"PyTorch's weights-only loader refuses {path!r} ({type(e).__name__}), and nothing else here opens"
-            " it: it is damaged, or holds more than tensors. Save its state dict as safetensors."
+            f"PyTorch's weights-only loader refuses {path!r} ({type(e).__name__}), and nothing else here"
+            " opens it: it is damaged, or holds more than tensors. Save its state dict as safetensors."
         ) from e
     entries: dict[str, Stored] = {}
     if isinstance(found, Mapping):
@@ -56,7 +55,7 @@ def _tensors(tree: Mapping[Any, Any], prefix: str = "", depth: int = 8) -> Itera
 def _entry(torch: Any, path: str, name: str, tensor: Any) -> Stored:
     kind = str(tensor.dtype).removeprefix("torch.")
     try:
-        dtype = np.dtype(ml_dtypes.bfloat16 if kind == "bfloat16" else kind)
+        dtype = BFLOAT16 if kind == "bfloat16" else np.dtype(kind)
     except TypeError:
         dtype = None
     if dtype is None or tensor.layout != torch.strided:

@@ -12,18 +12,17 @@ import os
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
-import ml_dtypes
 import numpy as np
 
 from vitjax.errors import UserError
-from vitjax.weights.stored import Archive, Stored, printable
+from vitjax.weights.stored import BFLOAT16, Archive, Stored, printable
 
-_HEADER = 16 << 20  # bytes; that of ViT-G with 48 blocks has 80 thousand
+_HEADER = 4 << 20  # bytes; that of ViT-G with 48 blocks has 80 thousand
 DTYPES = {
     "F64": np.dtype("<f8"),
     "F32": np.dtype("<f4"),
     "F16": np.dtype("<f2"),
-    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "BF16": BFLOAT16,
     "I64": np.dtype("<i8"),
     "I32": np.dtype("<i4"),
     "I16": np.dtype("<i2"),

@@ -4,7 +4,7 @@ import json
 import os
 import pathlib
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -12,7 +12,7 @@ import numpy as np
 from vitjax import files
 from vitjax.errors import UserError, nearest
 from vitjax.weights import flax_names, timm_names
-from vitjax.weights.stored import FLOATS
+from vitjax.weights.stored import is_float
 from vitjax.weights.tree import flatten, is_stacked, nest, of_block
 
 FORMATS = ("npz", "safetensors")
@@ -67,13 +67,20 @@ def _named(params: Mapping[str, Any], names: str) -> dict[str, np.ndarray]:
         else:
             loop[name] = array
     if names == "timm":
-        return timm_names.to_timm(nest(loop))
+        return timm_names.to_timm(nest(loop), table=_table(loop))
     return {flax_names.to_augreg(name): array for name, array in loop.items()}
+
+
+def _table(params: Collection[str]) -> timm_names.Table:
+    """The names that timm has for a plain ViT, a hybrid, or one whose ResNet is but a root."""
+    if any(name.startswith("block1/") for name in params):
+        return timm_names.HYBRID
+    return timm_names.ROOT_HYBRID if "conv_root/kernel" in params else timm_names.VIT
 
 
 def _float32(name: str, leaf: Any) -> np.ndarray:
     array = np.asarray(leaf)
-    if array.dtype not in FLOATS or array.dtype == np.float64:
+    if not is_float(array.dtype) or array.dtype.itemsize > 4:
         raise UserError(f"The parameter {name} is {array.dtype}; files of weights hold float32.")
     return array.astype(np.float32, copy=False)
 

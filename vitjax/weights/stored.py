@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 import ml_dtypes
 import numpy as np
 
-FLOATS = frozenset(np.dtype(kind) for kind in ("float64", "float32", "float16", ml_dtypes.bfloat16))
+BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +51,11 @@ class Archive:
     path: str
     kind: str  # "npz", "safetensors", "PyTorch", "vitjax checkpoint"
     entries: Mapping[str, Stored]
+
+
+def is_float(dtype: np.dtype) -> bool:
+    """Whether it is float64, float32, float16 (in any byte order) or bfloat16."""
+    return dtype == BFLOAT16 or (dtype.kind == "f" and dtype.itemsize in (2, 4, 8))
 
 
 def from_array(name: str, array: np.ndarray) -> Stored:
