@@ -37,6 +37,7 @@ MAY_IMPORT = {
     "analysis": GROUND | {"metrics", "run_info", "data", "models"},
     # The spine may use every room, but not the modes that stand on it.
     "experiment": {
+        "analysis",
         "data",
         "evaluators",
         "model_init",

@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from vitjax import compiler, durations, evaluators, model_init, models, optim, sharding, tasks, weights
+from vitjax.analysis.costs import multiply_accumulates
 from vitjax.config import Settings, bind, plain
 from vitjax.config import settings as read_settings
 from vitjax.data import pipeline, pp
@@ -55,7 +56,7 @@ class Input:
     @property
     def num_workers(self) -> int:
         """The number of worker processes, with -1 resolved for this machine."""
-        return self.workers if self.workers >= 0 else max(0, (os.cpu_count() or 1) - 1)
+        return self.workers if self.workers >= 0 else max(0, len(os.sched_getaffinity(0)) - 1)
 
 
 @dataclasses.dataclass
@@ -138,13 +139,28 @@ class Experiment:
     @property
     def patch_grid(self) -> tuple[int, int] | None:
         """(height, width) of the grid of patches that the model makes of an image, None if it makes none."""
+        stem = jax.eval_shape(lambda *args: self._forward(*args)[1].get("stem"), *self._forward_args(1))
+        return None if stem is None else stem.shape[1:3]
 
-        def stem(params, model_state, batch, rng):
-            return self.task.predict(params, model_state, self.preprocess.device(batch, rng))[1].get("stem")
+    @functools.cached_property
+    def macs_per_image(self) -> int | None:
+        """Multiply-accumulates of the forward pass for one image; None where they cannot be counted."""
+        try:
+            return multiply_accumulates(lambda *args: self._forward(*args)[0], *self._forward_args(1))
+        except ValueError:  # a kernel that runs its body once a block
+            return None
 
+    def _forward(self, params: Any, model_state: Any, batch: dict, rng: jax.Array) -> tuple[Any, dict]:
+        return self.task.predict(params, model_state, self.preprocess.device(batch, rng))
+
+    def _forward_args(self, rows: int) -> tuple:
+        """Arguments of `_forward` by shape, for a batch of so many images."""
+        spec = {
+            key: jax.ShapeDtypeStruct((rows, *leaf.shape[1:]), leaf.dtype)
+            for key, leaf in self.batch_spec.items()
+        }
         state = self.abstract_state
-        found = jax.eval_shape(stem, state.params, state.model_state, self.batch_spec, jax.random.key(0))
-        return None if found is None else found.shape[1:3]
+        return state.params, state.model_state, spec, jax.random.key(0)
 
     def train_step(self) -> Callable[[TrainState, dict], tuple[TrainState, dict]]:
         """The jitted step `(state, batch) -> (state, metrics)`; it takes over the buffers of the state."""

@@ -281,6 +281,7 @@ def describe_run(run: Experiment, workdir: pathlib.Path, wall: WallTime) -> None
         total_steps=run.total_steps,
         batch_size=run.input.batch_size,
         num_params=run.num_params,
+        macs_per_image=run.macs_per_image,
         wall_time=wall.split(),
     )
     write_run_info(workdir, run_info() | about)
