@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from vitjax import config, experiment, sharding
+from vitjax.sweep import trials
 
 HYBRIDS = ("r_ti16", "r26_s32", "r50_l32")
 STUDY = ("vit_ti16", "vit_s32", "vit_s16", "vit_b32", "vit_b16", "vit_l16")
@@ -134,3 +135,20 @@ def test_transfer_has_the_two_other_crops_of_big_vision():
     assert c.input.pp.startswith("decode|resize_small(448)|random_crop(384)|flip_lr|")
     assert c.evals.test.pp.startswith("decode|resize_small(448)|central_crop(384)|")
     assert config.load("configs/transfer.py:crop=resize").input.pp.startswith("decode|resize(448)|")
+
+
+def test_the_study_fine_tunes_34_times_at_each_resolution():
+    found = trials.read("configs/sweeps/transfer.py").trials.values()
+    assert len(found) == 68
+    assert sum(trial.axes["res"] == 224 for trial in found) == 34
+    rates = {trial.axes["lr"] for trial in found if trial.axes["data"] == "imagenet2012"}
+    assert rates == {0.01, 0.03}
+    lengths = {(trial.axes["data"], trial.axes["steps"]) for trial in found}
+    assert {("kitti", 500), ("kitti", 2_500), ("resisc45", 10_000), ("imagenet2012", 20_000)} <= lengths
+
+
+def test_the_small_study_steps():
+    small = "configs/sweeps/augreg_small.py:depths=1,augs=medium2,regs=0.1,seeds=1,steps=10"
+    (trial,) = trials.read(small).trials.values()
+    _, losses = take_steps(experiment.build(trial.load()))
+    np.testing.assert_allclose(losses[0], 10 * np.log(2), rtol=1e-5)

@@ -203,6 +203,7 @@ def test_a_foreign_record_is_refused(tmp_path, name):
 def test_list_names_every_trial(tmp_path, capsys):
     path = sweep_file(tmp_path, "grid.args(aug=('none', 'light1'))", config=AUGREG)
     assert main(["list", "--sweep", path]) == 0
-    lines = capsys.readouterr().out.splitlines()
+    same, _, *lines = capsys.readouterr().out.splitlines()
+    assert same == "in all trials: --config.report=False --config.seed=0"
     assert [line.split()[0] for line in lines] == ["aug_none-seed_0", "aug_light1-seed_0", "2"]
     assert f"{AUGREG}:aug=none" in lines[0]

@@ -4,7 +4,7 @@ import argparse
 import importlib
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 from vitjax.errors import UserError
 from vitjax.main import local_folder
@@ -108,11 +108,23 @@ def _add_run_arguments(command: argparse.ArgumentParser) -> None:
 def _list(args: argparse.Namespace) -> int:
     plan = trials.read(args.sweep)
     trials.check_unset_keys(plan.trials.values())
+    first, *others = plan.trials.values()
+    same = {key for key in first.overrides if _same(key, first, others)}
+    if same:
+        print(f"in all trials: {_options(first, same)}\n")
     for trial in plan.trials.values():
-        keys = " ".join(f"--config.{key}={value!r}" for key, value in trial.overrides.items())
-        print(f"{trial.name}  {trial.config} {keys}".rstrip())
+        print(f"{trial.name}  {trial.config} {_options(trial, trial.overrides.keys() - same)}".rstrip())
     print(f"{len(plan.trials)} trials")
     return 0
+
+
+def _same(key: str, first: trials.Trial, others: Iterable[trials.Trial]) -> bool:
+    """Whether all trials set a config key, and to one value."""
+    return all(key in other.overrides and other.overrides[key] == first.overrides[key] for other in others)
+
+
+def _options(trial: trials.Trial, keys: Collection[str]) -> str:
+    return " ".join(f"--config.{key}={value!r}" for key, value in trial.overrides.items() if key in keys)
 
 
 def _run(args: argparse.Namespace) -> int:
