@@ -256,6 +256,14 @@ def test_pareto_front():
     assert pareto_front([-5.0, -9.0], [0.8, 0.7]) == [1, 0]  # speeds, as negative costs
 
 
+def test_as_many_right_answers_are_as_good(tmp_path):
+    # 34 + 37 and 35 + 36 of 360 right: the means of these floats are one bit apart.
+    counts = {("a",): (34 / 360, 37 / 360), ("b",): (35 / 360, 36 / 360)}
+    assert np.mean(counts[("a",)]) != np.mean(counts[("b",)])
+    a, b = evidence(whole_sweep(tmp_path, lookup(counts), {"axis": ("a", "b")})).settings
+    assert a.mean == b.mean
+
+
 def test_order_of_values():
     assert ordered(["strong1", "none", "medium2", "light1"]) == ["none", "light1", "medium2", "strong1"]
     assert ordered([0.1, 0, 0.03]) == [0, 0.03, 0.1]
