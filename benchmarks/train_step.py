@@ -84,7 +84,7 @@ def vitjax_run(model: str, mode: str, args: argparse.Namespace):
 
     from vitjax import compiler, models, optim, tasks
     from vitjax.data import pp
-    from vitjax.train_state import make_init, make_step
+    from vitjax.train_state import Hyperparameters, make_init, make_step
 
     module = models.create(f"vit_{model}", num_classes=1000, dtype=args.dtype, gelu=args.gelu)
     task = tasks.create({"name": "classify", "loss": "softmax_xent"}, module)
@@ -103,7 +103,7 @@ def vitjax_run(model: str, mode: str, args: argparse.Namespace):
         lr=LR,
         wd=LR * DECAY,
     )
-    state = jax.jit(make_init(task, optimizer, preprocess, seed=0))(batch)
+    state = jax.jit(make_init(task, optimizer, preprocess))(batch, jax.random.key(0))
     options = compiler.options(module)
     if mode == "forward":
         predict = lambda state, batch: task.predict(
@@ -113,12 +113,14 @@ def vitjax_run(model: str, mode: str, args: argparse.Namespace):
         return lambda: predict(state, batch).block_until_ready()
 
     # Metrics are read every 50 steps, as in a run.
-    step = make_step(task, optimizer, preprocess, seed=0, logged=lambda step: step % 50 == 0)
+    hyper = Hyperparameters(jax.random.key(0), optimizer.hyperparameters, log_every=50, total_steps=1000)
+    hyper = jax.device_put(hyper)
+    step = make_step(task, optimizer, preprocess)
     step = jax.jit(step, donate_argnums=0, compiler_options=options)
 
     def run():
         nonlocal state
-        state, metrics = step(state, batch)
+        state, metrics = step(state, batch, hyper)
         jax.block_until_ready((state, metrics))
 
     return run

@@ -87,3 +87,11 @@ def usual_splits(data: str) -> tuple[str, str]:
     if held_out and (root / "train").is_dir():
         return "train", held_out[0]
     return "train[:90%]", "train[90%:]"
+
+
+def arg(**values: Any) -> dict[str, Any]:
+    """big_vision's `add(lr=0.1, **arg(res=448))`: in a `sweep(add)`, sets arguments of the config file."""
+    odd = [f"{key}={value}" for key, value in values.items() if "," in str(value)]
+    if odd:
+        raise ValueError(f"argument {odd[0]}: an argument cannot hold a comma.")
+    return {"config_arg": ",".join(f"{key}={value}" for key, value in values.items()), **values}

@@ -203,3 +203,9 @@ def test_common_is_found_from_a_config_file_anywhere(tmp_path, monkeypatch):
         tmp_path, "from configs import common; c.lr = float(common.parse_arg(None, lr=2.0).lr); return c"
     )
     assert config.load(path).lr == 2.0
+
+
+def test_an_override_makes_a_section_that_the_config_leaves_out():
+    assert config.load("configs/quickstart.py", {"ema.decay": "0.9"}).ema.decay == 0.9
+    with pytest.raises(UserError, match=r"no config section 'emma'.*Did you mean 'ema'"):
+        config.load("configs/quickstart.py", {"emma.decay": "0.9"})

@@ -8,6 +8,7 @@ import pytest
 
 from vitjax import config, experiment, sharding
 
+HYBRIDS = ("r_ti16", "r26_s32", "r50_l32")
 STUDY = ("vit_ti16", "vit_s32", "vit_s16", "vit_b32", "vit_b16", "vit_l16")
 
 
@@ -28,8 +29,8 @@ def take_steps(run, number=2):
     return state, losses
 
 
-@pytest.mark.parametrize("model", STUDY)
-def test_augreg_builds_every_plain_model_of_the_study(model):
+@pytest.mark.parametrize("model", [*STUDY, "r_ti16"])
+def test_augreg_builds_every_plain_model_of_the_study_and_a_hybrid(model):
     run = build(f"configs/augreg.py:{model},data=digits", total_steps=10)
     assert run.batch_spec["image"].shape == (64, 224, 224, 3)
     assert run.batch_spec["image"].dtype == np.uint8
@@ -48,6 +49,16 @@ def test_augreg_steps(arg):
     assert int(state.step) == 2 and np.isfinite(losses).all()
 
 
+def test_augreg_steps_a_hybrid():
+    small = dict(model__width=32, model__depth=1, model__mlp_dim=64, model__num_heads=2)
+    spec = "configs/augreg.py:r_ti16,data=digits,res=32,batch=16,aug=light1,reg=0.1"
+    run = build(spec, **small, input__workers=0)
+    state, losses = take_steps(run)
+    np.testing.assert_allclose(losses[0], 10 * np.log(2), rtol=1e-5)
+    assert int(state.step) == 2 and np.isfinite(losses).all()
+    assert "conv_root" in state.params
+
+
 def test_quickstart_steps():
     run = build("configs/quickstart.py")
     state, losses = take_steps(run)
@@ -60,13 +71,25 @@ def test_the_published_length_of_the_imagenet_runs():
 
 
 def test_every_preset_parses_for_every_model():
-    for model in STUDY:
+    for model in STUDY + HYBRIDS:
         for data in ("i1k", "i21k"):
             c = config.load(f"configs/augreg.py:{model},data={data}")
             experiment.parse_pp(c.input.pp, c.num_classes, "input.pp")
             for section in c.evals.values():
                 experiment.parse_pp(section.pp, c.num_classes, "evals.pp")
             assert re.search(r"randaug|flip_lr\|value_range", c.input.pp)
+
+
+@pytest.mark.parametrize(
+    ("model", "i1k", "i21k"),
+    [("r_ti16", (2, 0), None), ("r26_s32", (2, 15), (2, 10)), ("r50_l32", (2, 15), (2, 15))],
+)
+def test_presets_of_the_hybrids(model, i1k, i21k):
+    for data, randaug in (("i1k", i1k), ("i21k", i21k)):
+        found = re.search(
+            r"randaug\((\d+), (\d+)", config.load(f"configs/augreg.py:{model},data={data}").input.pp
+        )
+        assert (found and (int(found[1]), int(found[2]))) == randaug
 
 
 def test_loss_does_not_depend_on_the_number_of_devices():
@@ -91,3 +114,23 @@ def test_model_parallel_rules_split_parameters_and_keep_the_loss():
     kernel = state.params["Transformer"]["encoderblock_0"]["MlpBlock_0"]["Dense_0"]["kernel"]
     assert kernel.sharding.spec == jax.P(None, "model")
     np.testing.assert_allclose(losses, take_steps(plain, 3)[1], rtol=1e-5)
+
+
+@pytest.mark.parametrize("data", ["imagenet2012", "cifar100", "resisc45", "oxford_iiit_pet", "kitti"])
+def test_transfer_is_the_recipe_of_the_study(data):
+    c = config.load(f"configs/transfer.py:vit_b16,data={data},res=224")
+    warmup = {20_000: 500, 10_000: 500, 2_500: 200}[c.total_steps]  # the longer of two lengths
+    assert c.schedule.to_dict() == dict(decay_type="cosine", warmup_steps=warmup)
+    assert (c.input.batch_size, c.grad_clip_norm, c.wd, c.task.loss) == (512, 1.0, 0.0, "softmax_xent")
+    assert c.optax.to_dict() == dict(momentum=0.9, dtype="bfloat16")
+    assert c.model_init.to_dict() == dict(weights="augreg:vit_b16", dont_load=("head/.*",))
+    assert "dropout" not in c.model and "mixup" not in c.input.pp and "randaug" not in c.input.pp
+    for pp in (c.input.pp, *(section.pp for section in c.evals.values())):
+        experiment.parse_pp(pp, c.num_classes, "input.pp")
+
+
+def test_transfer_has_the_two_other_crops_of_big_vision():
+    c = config.load("configs/transfer.py:vit_b32,data=cifar10,crop=resmall")
+    assert c.input.pp.startswith("decode|resize_small(448)|random_crop(384)|flip_lr|")
+    assert c.evals.test.pp.startswith("decode|resize_small(448)|central_crop(384)|")
+    assert config.load("configs/transfer.py:crop=resize").input.pp.startswith("decode|resize(448)|")

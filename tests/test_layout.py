@@ -31,18 +31,22 @@ MAY_IMPORT = {
     "progress": GROUND | {"metrics"},
     "run_info": GROUND,
     "train_state": GROUND,
-    "weights": GROUND | {"models", "layers"},
+    "weights": GROUND | {"models", "layers", "checkpoint"},
+    "model_init": GROUND | {"weights"},
     "evaluators": GROUND | {"data", "losses", "sharding"},
     "analysis": GROUND | {"metrics", "run_info", "data", "models"},
     # The spine may use every room, but not the modes that stand on it.
     "experiment": {
+        "analysis",
         "data",
         "evaluators",
+        "model_init",
         "models",
         "optim",
         "sharding",
         "tasks",
         "train_state",
+        "weights",
         "compiler",
         *GROUND,
     },
@@ -88,7 +92,9 @@ def test_configs_import_nothing_heavy(path):
         if isinstance(node, ast.Import):
             assert all(alias.name in sys.stdlib_module_names for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            assert node.module in ("ml_collections", "configs") or node.module in sys.stdlib_module_names
+            sweeps = node.module == "vitjax.sweep" and [alias.name for alias in node.names] == ["grid"]
+            light = node.module in ("ml_collections", "configs") or node.module in sys.stdlib_module_names
+            assert light or sweeps
 
 
 def loaded_after(statement):
@@ -104,6 +110,8 @@ def loaded_after(statement):
         "import vitjax, vitjax.main",
         "from vitjax import config; config.load('configs/augreg.py:vit_b16')",
         "from vitjax.main import main; main(['--config=configs/augreg.py', '--workdir=x', '--config.lrr=1'])",
+        "from vitjax.sweep.main import main; main(['list', '--sweep=configs/sweeps/augreg.py'])",
+        "from vitjax.sweep import run, status, worker",
     ],
 )
 def test_the_command_line_and_configs_load_without_the_heavy_stack(statement):

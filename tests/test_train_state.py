@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from vitjax import optim, sharding
-from vitjax.train_state import make_init, make_step
+from vitjax.train_state import Hyperparameters, make_init, make_step
 
 
 class Linear:
@@ -34,13 +34,18 @@ def batch_of(seed, rows=16):
     return {"x": rng.integers(0, 9, (rows, 3)), "y": rng.normal(size=rows).astype(np.float32)}
 
 
-def build(task=None, **options):
+def hyperparameters(optimizer, log_every=1, seed=0):
+    return Hyperparameters(jax.random.key(seed), optimizer.hyperparameters, log_every, total_steps=10)
+
+
+def build(task=None, log_every=1, **options):
     task = task or Linear()
     params = jax.eval_shape(lambda: task.init(jax.random.key(0), preprocess(batch_of(0), None))[0])
     optimizer = optim.create(params, total_steps=10, lr=0.1, grad_clip_norm=1.0)
     ema = options.get("update_ema")
-    state = make_init(task, optimizer, preprocess, seed=0, ema=bool(ema))(batch_of(0))
-    return state, jax.jit(make_step(task, optimizer, preprocess, seed=0, **options))
+    state = make_init(task, optimizer, preprocess, ema=bool(ema))(batch_of(0), jax.random.key(0))
+    step = jax.jit(make_step(task, optimizer, preprocess, **options))
+    return state, lambda state, batch: step(state, batch, hyperparameters(optimizer, log_every))
 
 
 def test_accumulation_gives_the_gradient_of_the_whole_batch():
@@ -99,19 +104,39 @@ def test_every_buffer_of_the_state_is_donated():
     task = Linear()
     state, _ = build(task, update_ema=optim.ema.create(decay=0.9))
     optimizer = optim.create(state.params, total_steps=10)
-    step = make_step(task, optimizer, preprocess, seed=0, update_ema=optim.ema.create(decay=0.9))
-    state = make_init(task, optimizer, preprocess, seed=0, ema=True)(batch_of(0))
-    text = jax.jit(step, donate_argnums=0).lower(state, batch_of(0)).as_text()
+    step = make_step(task, optimizer, preprocess, update_ema=optim.ema.create(decay=0.9))
+    state = make_init(task, optimizer, preprocess, ema=True)(batch_of(0), jax.random.key(0))
+    text = jax.jit(step, donate_argnums=0).lower(state, batch_of(0), hyperparameters(optimizer)).as_text()
     assert text.count("tf.aliasing_output") == len(jax.tree.leaves(state))
 
 
 def test_norms_that_nobody_reads_are_not_computed():
     state, always = build()
-    _, at_even = build(logged=lambda step: step % 2 == 0)
-    for number in (1, 2):
+    _, at_fourth = build(log_every=4)
+    for number in (1, 2, 3, 4):
         expected_state, expected = always(state, batch_of(number))
-        state, metrics = at_even(state, batch_of(number))
+        state, metrics = at_fourth(state, batch_of(number))
         np.testing.assert_array_equal(state.params["w"], expected_state.params["w"])
         assert metrics["l2_grads"] == expected["l2_grads"]
         for name in ("l2_params", "l2_updates"):
-            assert (metrics[name] == expected[name]) if number == 2 else np.isnan(metrics[name])
+            assert (metrics[name] == expected[name]) if number in (1, 4) else np.isnan(metrics[name])
+
+
+@pytest.mark.parametrize("schedule", [{}, {"decay_type": "cosine", "warmup_steps": 3, "cooldown_steps": 2}])
+def test_runs_that_differ_in_numbers_alone_share_one_program(schedule):
+    """Seed, learning rate, weight decay and lengths are arguments: a sweep over them compiles once."""
+
+    def lowered(seed, total_steps, **numbers):
+        task = Linear()
+        params = {"w": jax.ShapeDtypeStruct((3,), jnp.float32)}
+        wd_mults = ((".*", 1.0),)
+        lengths = {key: value * total_steps // 10 for key, value in schedule.items() if key != "decay_type"}
+        optimizer = optim.create(
+            params, total_steps=total_steps, schedule=schedule | lengths, wd_mults=wd_mults, **numbers
+        )
+        state = jax.eval_shape(make_init(task, optimizer, preprocess), batch_of(0), jax.random.key(0))
+        step, hyper = make_step(task, optimizer, preprocess), hyperparameters(optimizer, total_steps, seed)
+        return jax.jit(step).lower(state, batch_of(0), hyper).as_text()
+
+    assert lowered(0, 10, lr=0.1, wd=0.1) == lowered(7, 20, lr=0.3, wd=0.01)
+    assert lowered(0, 10, lr=0.1, wd=0.1) != lowered(0, 10, lr=0.1, wd=0.0)  # the comparison can fail

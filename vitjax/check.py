@@ -23,12 +23,19 @@ def check(config: ConfigDict) -> int:
         ("optimizer", run.optimizer.describe().splitlines()),
         ("devices", devices(run)),
         ("batch", batch(run)),
+        ("starting weights", initial_weights(run)),
         ("evaluators", [f"{name}: every {every} steps" for name, (every, _) in run.evaluators.items()]),
     ):
         print(f"{title}:")
         print("\n".join(f"  {line}" for line in lines or ["none"]))
     print("\ncheck passed: the config is sound, nothing was trained")
     return 0
+
+
+def initial_weights(run: experiment_lib.Experiment) -> list[str]:
+    """What is found in the weights that the run starts from; they are read for it."""
+    loaded = run.initial_weights()
+    return loaded.report.splitlines() if loaded else []
 
 
 def memory(run: experiment_lib.Experiment) -> list[str]:

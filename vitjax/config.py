@@ -38,6 +38,7 @@ class Settings:
     Attributes:
       input: training data: data, split, pp, batch_size, workers, on_error.
       model: name and options of the architecture.
+      model_init: parameters to start from: weights, dont_load, posemb.
       task: name and options of what is learnt.
       evals: evaluators by name.
       seed: with the config it determines the run.
@@ -62,6 +63,7 @@ class Settings:
 
     input: Mapping
     model: Mapping
+    model_init: Mapping | str | None = None
     task: Mapping = dataclasses.field(default_factory=dict)
     evals: Mapping = dataclasses.field(default_factory=dict)
     seed: int = 0
@@ -219,7 +221,12 @@ def plain(value: Any) -> Any:
     return value
 
 
-def _get_config(path: pathlib.Path, arg: str | None) -> ml_collections.ConfigDict:
+def load_module(path: pathlib.Path) -> types.ModuleType:
+    """Runs a config file, or a sweep file, and returns it as a module.
+
+    Raises:
+      UserError: there is no such file, or it fails; the message names the line.
+    """
     if not path.is_file():
         others = sorted(str(p) for p in path.parent.glob("*.py")) if path.parent.is_dir() else []
         raise UserError(f"no config file {str(path)!r}.{nearest(str(path), others)}")
@@ -231,15 +238,20 @@ def _get_config(path: pathlib.Path, arg: str | None) -> ml_collections.ConfigDic
     spec = importlib.util.spec_from_file_location(f"vitjax_config_{path.stem}", path)
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
-    with _blaming(path):
+    with blaming(path):
         spec.loader.exec_module(module)
+    return module
+
+
+def _get_config(path: pathlib.Path, arg: str | None) -> ml_collections.ConfigDict:
+    module = load_module(path)
     if not hasattr(module, "get_config"):
         raise UserError(f"config file {str(path)!r} has no function get_config(arg=None).")
     if arg is not None and not inspect.signature(module.get_config).parameters:
         raise UserError(
             f"config file {str(path)!r} takes no argument, but was given {arg!r} after the colon."
         )
-    with _blaming(path):
+    with blaming(path):
         config = module.get_config() if arg is None else module.get_config(arg)
     if not isinstance(config, ml_collections.ConfigDict):
         raise UserError(
@@ -250,8 +262,8 @@ def _get_config(path: pathlib.Path, arg: str | None) -> ml_collections.ConfigDic
 
 
 @contextlib.contextmanager
-def _blaming(path: pathlib.Path) -> Iterator[None]:
-    """Turns whatever a config file raises into one sentence with the file and, where known, the line."""
+def blaming(path: pathlib.Path) -> Iterator[None]:
+    """Turns whatever a config or sweep file raises into one sentence with the file and, if known, line."""
     try:
         yield
     except Exception as error:
@@ -268,10 +280,13 @@ def _blaming(path: pathlib.Path) -> Iterator[None]:
 
 def _override(config: ml_collections.ConfigDict, dotted: str, text: str) -> None:
     *parents, key = dotted.split(".")
+    if parents and parents[0] in _sections() and config.get(parents[0]) is None:
+        config[parents[0]] = ml_collections.ConfigDict()  # the config leaves out a section that may be there
     section = config
     for depth, parent in enumerate(parents):
         if not isinstance(section, ml_collections.ConfigDict) or parent not in section:
-            valid = section if isinstance(section, Mapping | ml_collections.ConfigDict) else ()
+            valid = [*section] if isinstance(section, Mapping | ml_collections.ConfigDict) else []
+            valid += [] if depth else _sections()
             name = ".".join(parents[: depth + 1])
             raise UserError(f"--config.{dotted}: no config section {name!r}.{nearest(parent, valid)}")
         section = section[parent]
@@ -294,6 +309,11 @@ def _override(config: ml_collections.ConfigDict, dotted: str, text: str) -> None
             f"--config.{dotted}={text}: expected {type(old).__name__} (as the present value {old!r}), "
             f"got {type(value).__name__}."
         ) from error
+
+
+def _sections() -> list[str]:
+    """Names of the top-level sections."""
+    return [field.name for field in dataclasses.fields(Settings) if _fits({}, field.type)]
 
 
 def _parse(text: str) -> Any:

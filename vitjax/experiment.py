@@ -5,6 +5,7 @@ Training, `--check` and `--eval_only` all start here: a config that one of them 
 
 import contextlib
 import dataclasses
+import functools
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -15,13 +16,14 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from vitjax import compiler, durations, evaluators, models, optim, sharding, tasks
+from vitjax import compiler, durations, evaluators, model_init, models, optim, sharding, tasks, weights
+from vitjax.analysis.costs import multiply_accumulates
 from vitjax.config import Settings, bind, plain
 from vitjax.config import settings as read_settings
 from vitjax.data import pipeline, pp
 from vitjax.data.sources import open_source
 from vitjax.errors import UserError, nearest
-from vitjax.train_state import TrainState, make_init, make_step
+from vitjax.train_state import Hyperparameters, TrainState, is_logged, make_init, make_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +56,7 @@ class Input:
     @property
     def num_workers(self) -> int:
         """The number of worker processes, with -1 resolved for this machine."""
-        return self.workers if self.workers >= 0 else max(0, (os.cpu_count() or 1) - 1)
+        return self.workers if self.workers >= 0 else max(0, len(os.sched_getaffinity(0)) - 1)
 
 
 @dataclasses.dataclass
@@ -114,11 +116,51 @@ class Experiment:
         """Number of parameters of the model."""
         return sum(leaf.size for leaf in jax.tree.leaves(self.abstract_state.params))
 
-    def init_state(self) -> TrainState:
-        """The state at step 0, born sharded."""
+    def init_state(self, tell: Callable[[str], None] = lambda text: None) -> TrainState:
+        """The state at step 0, born sharded; `tell` takes what is to be said about weights it starts from."""
         init = _init(self.settings, self.task, self.optimizer, self.preprocess)
         zeros = lambda: jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), self.batch_spec)
-        return jax.jit(lambda: init(zeros()), out_shardings=state_placement(self.abstract_state))()
+        given = {}
+        if loaded := self.initial_weights():
+            tell(loaded.report)
+            given = model_init.place(loaded.params, self.abstract_state.params)
+        jitted = jax.jit(
+            lambda rng, given: init(zeros(), rng, given), out_shardings=state_placement(self.abstract_state)
+        )
+        return jitted(self.hyperparameters.rng, given)
+
+    def initial_weights(self) -> weights.Loaded | None:
+        """Reads the weights that `config.model_init` names; None without such a section."""
+        if self.settings.model_init is None:
+            return None
+        with blaming("config.model_init"):
+            return model_init.load(self.settings.model_init, self.abstract_state.params, self.patch_grid)
+
+    @property
+    def patch_grid(self) -> tuple[int, int] | None:
+        """(height, width) of the grid of patches that the model makes of an image, None if it makes none."""
+        stem = jax.eval_shape(lambda *args: self._forward(*args)[1].get("stem"), *self._forward_args(1))
+        return None if stem is None else stem.shape[1:3]
+
+    @functools.cached_property
+    def macs_per_image(self) -> int | None:
+        """Multiply-accumulates of the forward pass for one image; None where they cannot be counted."""
+        try:
+            return multiply_accumulates(lambda *args: self._forward(*args)[0], *self._forward_args(1))
+        except ValueError:  # a kernel that runs its body once a block
+            return None
+
+    def _forward(self, params: Any, model_state: Any, batch: dict, rng: jax.Array) -> tuple[Any, dict]:
+        return self.task.predict(params, model_state, self.preprocess.device(batch, rng))
+
+    def _forward_args(self, rows: int) -> tuple:
+        """Arguments of `_forward` by shape, for a batch of so many images."""
+        spec = {
+            key: jax.ShapeDtypeStruct((rows, *leaf.shape[1:]), leaf.dtype)
+            for key, leaf in self.batch_spec.items()
+        }
+        state = self.abstract_state
+        return state.params, state.model_state, spec, jax.random.key(0)
 
     def train_step(self) -> Callable[[TrainState, dict], tuple[TrainState, dict]]:
         """The jitted step `(state, batch) -> (state, metrics)`; it takes over the buffers of the state."""
@@ -127,22 +169,30 @@ class Experiment:
             self.task,
             self.optimizer,
             self.preprocess.device,
-            seed=settings.seed,
             update_ema=optim.ema.create(**settings.ema) if settings.ema is not None else None,
             accumulation=settings.grad_accum,
-            logged=self.logged,
         )
-        return jax.jit(
+        jitted = jax.jit(
             step,
             donate_argnums=0,
             out_shardings=(state_placement(self.abstract_state), None),
             compiler_options=compiler.options(self.model),
         )
+        everywhere = jax.sharding.NamedSharding(self.mesh, jax.P())
+        # Put on all devices of all processes by jit: device_put serves those of this process alone.
+        hyper = jax.jit(lambda hyper: hyper, out_shardings=everywhere)(self.hyperparameters)
+        return lambda state, batch: jitted(state, batch, hyper)
 
-    def logged(self, step: Any) -> Any:
-        """Whether the metrics of `step` (a number or traced) are written: first, every so many, last."""
-        every = max(1, self.steps("log_training", default=50) or self.total_steps)
-        return (step == 1) | (step % every == 0) | (step == self.total_steps)
+    @functools.cached_property
+    def hyperparameters(self) -> Hyperparameters:
+        """What the compiled step takes as arguments: runs that differ in nothing else share it."""
+        log_every = max(1, self.steps("log_training", default=50) or self.total_steps)
+        rng = jax.random.key(self.settings.seed)
+        return Hyperparameters(rng, self.optimizer.hyperparameters, log_every, self.total_steps)
+
+    def logged(self, step: int) -> bool:
+        """Whether the metrics of `step` are written: first, every so many, last."""
+        return is_logged(step, self.hyperparameters)
 
     def batches(self, start_step: int) -> pipeline.BatchIterator:
         """This process's rows of the training batches from `start_step` on."""
@@ -202,6 +252,8 @@ def build(config: ConfigDict) -> Experiment:
     for name, section in settings.evals.items():
         experiment.evaluators[name] = _build_evaluator(experiment, name, section)
     check_best_metric(experiment)
+    if settings.model_init is not None:
+        model_init.read(settings.model_init)
     return experiment
 
 
@@ -233,7 +285,7 @@ def _shape_state(
     """The train state by shape, with shardings, after the loss has been found to go with the batch."""
     if settings.ema is not None:
         bind(optim.ema.create, settings.ema, "ema")
-    state = jax.eval_shape(_init(settings, task, optimizer, preprocess), batch_spec)
+    state = jax.eval_shape(_init(settings, task, optimizer, preprocess), batch_spec, jax.random.key(0))
     placement = sharding.state_shardings(state, settings.sharding, mesh)
     with blaming("config.input.pp"):  # what the loss misses is better missed now than after the compilation
         jax.eval_shape(
@@ -318,7 +370,7 @@ def optimizer_section(config: ConfigDict) -> dict[str, Any]:
 
 
 def _init(settings: Settings, task: Any, optimizer: optim.Optimizer, preprocess: pp.Preprocess) -> Callable:
-    return make_init(task, optimizer, preprocess.device, seed=settings.seed, ema=settings.ema is not None)
+    return make_init(task, optimizer, preprocess.device, ema=settings.ema is not None)
 
 
 def _build_evaluator(experiment: Experiment, name: str, section: dict) -> tuple[int, Any]:

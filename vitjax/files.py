@@ -1,7 +1,10 @@
 """Files that appear whole or not at all, and what is said when they cannot be written."""
 
+import contextlib
 import os
 import pathlib
+from collections.abc import Iterator
+from typing import BinaryIO
 
 from vitjax.errors import UserError
 
@@ -11,17 +14,30 @@ def replace(path: str | os.PathLike, data: str | bytes) -> None:
 
     Raises UserError naming the path where the disk is full, the folder read-only and so on.
     """
+    with replacing(path) as f:
+        f.write(data.encode() if isinstance(data, str) else data)
+
+
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
+    """Opens a temporary file beside `path` that takes its place at the end of the context.
+
+    If the context ends by an exception, what was at `path` stays. Raises UserError naming the path where the
+    disk is full, the folder read-only and so on.
+    """
     path = pathlib.Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as f:
-            f.write(data.encode() if isinstance(data, str) else data)
+            yield f
             f.flush()
             os.fsync(f.fileno())
         os.replace(temporary, path)
     except OSError as e:
-        temporary.unlink(missing_ok=True)
         raise cannot_write(path, e) from e
+    finally:
+        with contextlib.suppress(OSError):  # gone by its new name, or never made
+            temporary.unlink()
 
 
 def folder(path: str | os.PathLike) -> pathlib.Path:

@@ -6,6 +6,8 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
+from ml_collections import ConfigDict
+
 from vitjax import config as config_lib
 from vitjax.errors import TrainingFailed, UserError, nearest
 from vitjax.host_memory import jax_runs_on_cpu, keep_freed_memory
@@ -41,8 +43,6 @@ def run(argv: Sequence[str]) -> int:
         keep_freed_memory()
 
     # The heavy imports wait until the command line and the config are known to be sound.
-    import jax
-
     from vitjax.preemption import Preempted
 
     with Preempted() as stop:  # before jax.distributed, which takes SIGTERM over
@@ -50,15 +50,7 @@ def run(argv: Sequence[str]) -> int:
             from vitjax.sharding import start_processes
 
             start_processes()
-        if precision := config_lib.settings(config).matmul_precision:
-            try:
-                jax.config.update("jax_default_matmul_precision", precision)
-            except ValueError as error:
-                valid = ("default", "high", "highest", "bfloat16", "tensorfloat32", "float32")
-                raise UserError(
-                    f"config.matmul_precision={precision!r} is none of {', '.join(valid)}."
-                    f"{nearest(precision, valid)}"
-                ) from error
+        set_matmul_precision(config)
         if workdir is None:
             from vitjax.check import check
 
@@ -66,6 +58,22 @@ def run(argv: Sequence[str]) -> int:
         from vitjax.train import evaluate, train
 
         return evaluate(config, workdir) if args.eval_only else train(config, workdir, stop)
+
+
+def set_matmul_precision(config: ConfigDict) -> None:
+    """Sets jax's matmul precision to that of the config; without one, to what the environment says."""
+    import jax
+
+    default = os.environ.get("JAX_DEFAULT_MATMUL_PRECISION")
+    precision = config_lib.settings(config).matmul_precision or default
+    try:
+        jax.config.update("jax_default_matmul_precision", precision)
+    except ValueError as error:
+        valid = ("default", "high", "highest", "bfloat16", "tensorfloat32", "float32")
+        raise UserError(
+            f"config.matmul_precision={precision!r} is none of {', '.join(valid)}."
+            f"{nearest(str(precision), valid)}"
+        ) from error
 
 
 def local_folder(workdir: str | None) -> pathlib.Path:

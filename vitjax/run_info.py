@@ -1,6 +1,7 @@
 """What a run ran on: code revision, versions, devices, command line. Kept in `WORKDIR/run.json`."""
 
 import datetime
+import functools
 import importlib.metadata
 import json
 import os
@@ -61,6 +62,7 @@ def run_info() -> dict[str, Any]:
     }
 
 
+@functools.cache  # a process keeps the code that it has imported, and a sweep asks for every trial
 def versions() -> dict[str, str]:
     """Versions of Python, vitjax and the installed distributions that can change a number of a run."""
     found = {"python": platform.python_version(), "vitjax": vitjax.__version__}
@@ -72,6 +74,7 @@ def versions() -> dict[str, str]:
     return found
 
 
+@functools.cache
 def git_revision() -> dict[str, Any] | None:
     """Revision of the checkout that vitjax is imported from, and whether it was changed since; else None."""
     package = pathlib.Path(vitjax.__file__).parent

@@ -46,7 +46,8 @@ def train(config: ConfigDict, workdir: pathlib.Path, stop: Preempted) -> int:
         with wall.phase("start-up"):
             run = experiment_lib.build(config)
             checkpointer = opened.enter_context(open_checkpoints(run, workdir))
-            start_step, state = checkpointer.restore(run.abstract_state) or (0, run.init_state())
+            told: list[str] = []
+            start_step, state = checkpointer.restore(run.abstract_state) or (0, run.init_state(told.append))
             describe_run(run, workdir, wall)
             main_process = jax.process_index() == 0
             writer = opened.enter_context(MetricWriter(workdir if main_process else None, start_step))
@@ -62,7 +63,8 @@ def train(config: ConfigDict, workdir: pathlib.Path, stop: Preempted) -> int:
                 enabled=main_process,
             )
         )
-        progress.print(headline(run))
+        for line in (headline(run), *told):
+            progress.print(line)
         if start_step:
             left = "" if start_step < run.total_steps else ": training is complete"
             progress.log(f"resumed from {workdir / CHECKPOINTS}{left}")
@@ -217,17 +219,24 @@ def run_evaluators(run: Experiment, state: TrainState, names: Sequence[str]) -> 
 
 
 def evaluate(config: ConfigDict, workdir: pathlib.Path) -> int:
-    """Prints what all evaluators measure on the newest checkpoint of the workdir; returns 0."""
+    """Prints what all evaluators measure; returns 0.
+
+    They look at the newest checkpoint of the workdir, or, where there is none, at the weights that
+    `config.model_init` names.
+    """
     run = experiment_lib.build(config)
     if not run.evaluators:
         raise UserError("--eval_only: config.evals is empty, there is nothing to evaluate.")
-    if not (workdir / CHECKPOINTS).is_dir():
-        raise UserError(f"--eval_only: {str(workdir)!r} holds no checkpoints; train there first.")
-    with open_checkpoints(run, workdir) as checkpointer:
-        restored = checkpointer.restore(run.abstract_state)
-    if restored is None:
-        raise UserError(f"--eval_only: {str(workdir)!r} holds no checkpoint to evaluate; train there first.")
-    step, state = restored
+    restored = None
+    if (workdir / CHECKPOINTS).is_dir():
+        with open_checkpoints(run, workdir) as checkpointer:
+            restored = checkpointer.restore(run.abstract_state)
+    if restored is None and run.settings.model_init is None:
+        raise UserError(
+            f"--eval_only: {str(workdir)!r} holds no checkpoint to evaluate; train there first, or name "
+            "weights: --config.model_init.weights=FILE."
+        )
+    step, state = restored or (0, run.init_state(print))
     for name, value in run_evaluators(run, state, list(run.evaluators)).items():
         print(f"step {step} {name} {value:.6g}")
     return 0
@@ -272,6 +281,7 @@ def describe_run(run: Experiment, workdir: pathlib.Path, wall: WallTime) -> None
         total_steps=run.total_steps,
         batch_size=run.input.batch_size,
         num_params=run.num_params,
+        macs_per_image=run.macs_per_image,
         wall_time=wall.split(),
     )
     write_run_info(workdir, run_info() | about)

@@ -1,10 +1,10 @@
 """The one pytree a run consists of, how it is born, and the step that takes it forward."""
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
 import flax.struct
+import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import optax
@@ -29,12 +29,38 @@ class TrainState:
     ema_params: Any
 
 
-def make_init(task, optimizer, preprocess, *, seed: int, ema: bool = False) -> Callable[[dict], TrainState]:
-    """Returns `init(batch) -> TrainState`; the batch (as it arrives on the device) matters by shape only."""
+@flax.struct.dataclass
+class Hyperparameters:
+    """What runs that share one compiled step differ in: arguments of the program, not constants in it.
 
-    def init(batch: dict) -> TrainState:
-        rng = jax.random.key(seed)
+    Attributes:
+      rng: `jax.random.key(seed)`.
+      optimizer: `Optimizer.hyperparameters`.
+      log_every: metrics are read after the first step, every so many, and after the last.
+      total_steps: length of the run.
+    """
+
+    rng: jax.Array
+    optimizer: Any
+    log_every: int
+    total_steps: int
+
+
+def is_logged(step: Any, hyper: Hyperparameters) -> Any:
+    """Whether the metrics of `step` (a number or traced) are written."""
+    return (step == 1) | (step % hyper.log_every == 0) | (step == hyper.total_steps)
+
+
+def make_init(task, optimizer, preprocess, *, ema: bool = False) -> Callable[..., TrainState]:
+    """Returns `init(batch, rng, given={}) -> TrainState`.
+
+    The batch, as it arrives on the device, matters by shape only. Leaves of `given`, a part of the tree of
+    parameters, take the place of what the rng draws.
+    """
+
+    def init(batch: dict, rng: jax.Array, given: Any = None) -> TrainState:
         params, model_state = task.init(rng, preprocess(batch, rng))
+        params = _overlay(params, given) if given else params
         return TrainState(
             step=jnp.zeros((), jnp.int32),
             params=params,
@@ -46,31 +72,33 @@ def make_init(task, optimizer, preprocess, *, seed: int, ema: bool = False) -> C
     return init
 
 
+def _overlay(params: Any, given: Any) -> Any:
+    """`params` with the leaves of `given` in place of those of the same names."""
+    flat = flax.traverse_util.flatten_dict(params) | flax.traverse_util.flatten_dict(given)
+    return flax.traverse_util.unflatten_dict(flat)
+
+
 def make_step(
     task,
     optimizer,
     preprocess,
     *,
-    seed: int,
     update_ema: Callable | None = None,
     accumulation: int = 1,
-    logged: Callable[[jax.Array], jax.Array] | None = None,
-) -> Callable[[TrainState, dict], tuple[TrainState, dict]]:
-    """Returns `step(state, batch) -> (state, metrics)`, a pure function to be jitted with the state donated.
+) -> Callable[[TrainState, dict, Hyperparameters], tuple[TrainState, dict]]:
+    """Returns `step(state, batch, hyper) -> (state, metrics)`, pure, to be jitted with the state donated.
 
     All randomness is folded out of (seed, state.step). Metrics are float32 scalars: `training_loss`, the
-    norms `l2_grads`, `l2_params` and `l2_updates`, and what the task adds.
+    norms `l2_grads`, `l2_params` and `l2_updates`, and what the task adds. At steps that are not logged
+    `l2_params` and `l2_updates` are NaN, which saves passes over all parameters (5 % of a CPU step).
 
     Args:
       task: see the contract in docs/design.md.
       optimizer: `vitjax.optim.Optimizer`.
       preprocess: device half of the preprocessing, `(batch, rng) -> batch`.
-      seed: seed of the run.
       update_ema: `(ema_params, params, step) -> ema_params`, or None for no averaging.
       accumulation: number of equal slices of a batch that go through the model one after the other; their
         gradients and metrics are averaged.
-      logged: traceable `step -> bool`, whether the metrics after this step are read. At other steps
-        `l2_params` and `l2_updates` are NaN, which saves passes over all parameters (5 % of a CPU step).
     """
 
     def loss_and_grads(state: TrainState, batch: dict, rng: jax.Array):
@@ -95,22 +123,23 @@ def make_step(
         mean = lambda tree: jax.tree.map(lambda x: jnp.mean(x, axis=0), tree)
         return mean(losses), mean(metrics), model_state, jax.tree.map(lambda g: g / accumulation, total)
 
-    def step(state: TrainState, batch: dict) -> tuple[TrainState, dict]:
-        data_rng, model_rng = jax.random.split(jax.random.fold_in(jax.random.key(seed), state.step + 1))
+    def step(state: TrainState, batch: dict, hyper: Hyperparameters) -> tuple[TrainState, dict]:
+        data_rng, model_rng = jax.random.split(jax.random.fold_in(hyper.rng, state.step + 1))
         batch = preprocess(batch, data_rng)
         loss, metrics, model_state, grads = loss_and_grads(state, batch, model_rng)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        updates, opt_state = optimizer.update(
+            grads, state.opt_state, state.params, hyperparameters=hyper.optimizer
+        )
         params = optax.apply_updates(state.params, updates)
         ema_params = state.ema_params
         if update_ema:
             ema_params = update_ema(state.ema_params, params, state.step)
         new = TrainState(state.step + 1, params, model_state, opt_state, ema_params)
-        norms = lambda: dict(l2_params=_norm(params), l2_updates=_norm(updates))
-        if logged:
-            unread = dict.fromkeys(("l2_params", "l2_updates"), jnp.float32(jnp.nan))
-            norms = functools.partial(jax.lax.cond, logged(new.step), norms, lambda: unread)
+        read = lambda: dict(l2_params=_norm(params), l2_updates=_norm(updates))
+        unread = lambda: dict.fromkeys(("l2_params", "l2_updates"), jnp.float32(jnp.nan))
+        norms = jax.lax.cond(is_logged(new.step, hyper), read, unread)
         l2_grads = _norm(optimizer.trainable(grads))
-        return new, dict(training_loss=loss, l2_grads=l2_grads, **norms(), **metrics)
+        return new, dict(training_loss=loss, l2_grads=l2_grads, **norms, **metrics)
 
     return step
 

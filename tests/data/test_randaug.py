@@ -111,3 +111,16 @@ def test_wants_uint8_rgb():
     for image in (IMAGE.astype(np.float32), IMAGE[..., :1]):
         with pytest.raises(UserError, match="uint8 RGB"):
             pp.parse("randaug(1, 10)").host({"image": image}, np.random.default_rng(0))
+
+
+def test_pixel_amounts_scale_with_the_image_when_asked(monkeypatch):
+    drawn = {}
+    monkeypatch.setattr(
+        randaug, "apply_op", lambda name, image, strength, *rest: drawn.setdefault(name, strength) and image
+    )
+    apply = pp.parse("randaug(200, 16, full_size=224)").host
+    apply({"image": np.zeros((28, 56, 3), np.uint8)}, np.random.default_rng(0))
+    in_pixels = {"TranslateX", "TranslateY", "Cutout"}
+    assert drawn == {name: 2 if name in in_pixels else 16 for name in randaug.OPS}
+    with pytest.raises(UserError, match="full_size"):
+        pp.parse("randaug(full_size=0)")

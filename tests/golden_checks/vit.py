@@ -46,7 +46,11 @@ def fields(kwargs: dict) -> dict:
 
 @checks(lambda config: config.get("family") in ("vit", "deit", "deit3"))
 def check_vit(config, arrays):
-    model = ViT(**fields(config["kwargs"]))
+    compare(ViT(**fields(config["kwargs"])), arrays)
+
+
+def compare(model, arrays):
+    """Holds a model against one file: shapes, outputs, intermediates, all gradients."""
     params = from_timm(below(arrays, "param/"), num_heads=model.num_heads)
     image = jnp.asarray(arrays["input"].transpose(0, 2, 3, 1))
     cotangent = arrays["cotangent"].astype(np.float32)
@@ -77,6 +81,20 @@ def check_vit(config, arrays):
     assert not grads, f"no reference for the gradients {sorted(grads)}"
 
 
+def feature_maps(out):
+    """The maps of a hybrid's ResNet: timm's names of modules and ours of intermediates."""
+    stages = [name for name in out if re.fullmatch(r"block\d+", name)]
+    if not stages:
+        return {"patch_embed.backbone": "root"} if "root" in out else {}
+    names = {f"patch_embed.backbone.stages.{int(name[5:]) - 1}": name for name in stages}
+    return {"patch_embed.backbone.stem": "root", **names}
+
+
+def chw(feature_map):
+    """The files keep a map's first example only, `[1, C, H, W]`."""
+    return np.asarray(feature_map)[:1].transpose(0, 3, 1, 2)
+
+
 def compare_forward(arrays, out):
     """Compares logits and whatever intermediates the file has, and says which ones it cannot place."""
     places = {"logits": out["logits"], "pre_logits": out["pre_logits"], "features": out["encoded"]}
@@ -84,6 +102,7 @@ def compare_forward(arrays, out):
     places["act/patch_embed"] = stem.reshape(len(stem), -1, stem.shape[-1])
     places |= {f"act/blocks.{i}": tokens for i, tokens in enumerate(out["tokens"])}
     places["act/norm"] = out["encoded"]
+    places |= {f"act/{name}": chw(out[ours]) for name, ours in feature_maps(out).items()}
     unplaced = [key for key in arrays if re.match("act/", key) and key not in places]
     if unplaced:
         warnings.warn(f"not compared: {unplaced}", stacklevel=1)

@@ -1,5 +1,6 @@
 """Models by name: what is offered, what is refused, what comes from outside."""
 
+import re
 import sys
 import types
 
@@ -28,13 +29,18 @@ def test_g_and_G_are_two_models():
         ("vit_x16", "vit_"),
         ("vit_S16", "'vit_s16'"),
         ("ViT-S/16", "'vit_s16'"),
+        ("R26+S/32", "'r26_s32'"),
+        ("R+Ti/16", "'r_ti16'"),
+        ("r50_l16", "'r50_"),
         ("vit_small16", "'vit_"),
         ("vit_s", "'vit_s"),
         ("vit_s016", "'vit_s16'"),
     ],
 )
 def test_unknown_name(name, nearest):
-    with pytest.raises(UserError, match=f"model.name='{name}' names no model. Did you mean .*{nearest}"):
+    with pytest.raises(
+        UserError, match=f"model.name='{re.escape(name)}' names no model. Did you mean .*{nearest}"
+    ):
         models.create(name, num_classes=3)
 
 

@@ -23,7 +23,7 @@ _COMPATS = ("augreg", "fixed")
 
 @register("randaug")
 @on_key("image")
-def randaug(num_layers=2, magnitude=10, compat="augreg"):
+def randaug(num_layers=2, magnitude=10, compat="augreg", full_size=None):
     """Applies `num_layers` ops of strength `magnitude`, each drawn uniformly from all 16.
 
     There is no identity among the ops, and each is applied whenever it is drawn. Drawn as well are the sign
@@ -38,10 +38,14 @@ def randaug(num_layers=2, magnitude=10, compat="augreg"):
             Contrast scales around the rounded mean of the grey image; "augreg" scales around `H * W / 256`,
             at most 255 (196 at 224 px), whatever the image shows.
             Posterize keeps all 8 bits above magnitude 20; "augreg" falls back to 1 bit there.
+        full_size: translation and cutout are stated in pixels, for images of 224. Given that size, here they
+            are scaled to the shorter side of the image, so that small images keep what is in them.
     """
     for name, value in (("num_layers", num_layers), ("magnitude", magnitude)):
         if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
             raise UserError(f"{name}={value!r} must be a number, 0 or more.")
+    if full_size is not None and (isinstance(full_size, bool) or not full_size > 0):
+        raise UserError(f"full_size={full_size!r} must be a number of pixels, such as 224, or None.")
     if not isinstance(num_layers, int):
         raise UserError(f"num_layers={num_layers!r} must be a whole number.")
     if compat not in _COMPATS:
@@ -56,8 +60,11 @@ def randaug(num_layers=2, magnitude=10, compat="augreg"):
                 f"randaug takes uint8 RGB images [height, width, 3], not {image.dtype} {list(image.shape)}. "
                 "Put it after the crop and before value_range."
             )
+        scale = min(image.shape[:2]) / full_size if full_size else 1
         for _ in range(num_layers):
-            image = apply_op(names[rng.integers(len(names))], image, magnitude, rng, compat)
+            name = names[rng.integers(len(names))]
+            strength = magnitude * scale if name in IN_PIXELS else magnitude
+            image = apply_op(name, image, strength, rng, compat)
         return image
 
     return apply
@@ -280,3 +287,4 @@ OPS: dict[str, Callable[[Image, float, np.random.Generator, str], Image]] = {
     "Cutout": _random_cutout,
     "SolarizeAdd": lambda image, t, rng, compat: solarize_add(image, int(t * 110)),
 }
+IN_PIXELS = ("TranslateX", "TranslateY", "Cutout")

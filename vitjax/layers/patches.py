@@ -36,6 +36,15 @@ def patchify(image, patch_size: tuple[int, int]):
     return grid.transpose(0, 1, 3, 2, 4, 5).reshape(batch, height // p, width // q, p * q * channels)
 
 
+def refuse_other_channels(kernel, channels: int) -> None:
+    """Raises a `UserError` if `kernel` `[p, q, C, D]`, None before it is made, is for other images."""
+    if kernel is not None and kernel.shape[-2] != channels:
+        raise UserError(
+            f"The model was made for images of {kernel.shape[-2]} channels, but this one has {channels}: "
+            "prepare images everywhere alike; 'decode' gives 3."
+        )
+
+
 class PatchEmbedding(nn.Module):
     """Linear embedding of patches: a convolution whose stride is its kernel, `[B, H, W, C] -> [B, h, w, D]`.
 
@@ -52,12 +61,7 @@ class PatchEmbedding(nn.Module):
     def __call__(self, image):
         """Embeds float images `[B, H, W, C]` as `[B, H/p, W/q, width]`."""
         channels = image.shape[-1]
-        made = self.get_variable("params", "kernel")
-        if made is not None and made.shape[-2] != channels:
-            raise UserError(
-                f"The model was made for images of {made.shape[-2]} channels, but this one has {channels}: "
-                "prepare images everywhere alike; 'decode' gives 3."
-            )
+        refuse_other_channels(self.get_variable("params", "kernel"), channels)
         kernel = self.param(
             "kernel", nn.initializers.lecun_normal(), (*self.patch_size, channels, self.width)
         )

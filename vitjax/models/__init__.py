@@ -17,7 +17,7 @@ import flax.linen as nn
 from vitjax.config import annotations, check_type
 from vitjax.errors import UserError, nearest
 
-FAMILIES = ("vitjax.models.vit",)
+FAMILIES = ("vitjax.models.vit", "vitjax.models.hybrid")
 
 _OF_FLAX = {"parent", "name"}  # dataclass fields of every linen module
 
@@ -58,11 +58,12 @@ def _configure(name: str) -> tuple[Callable[..., nn.Module], dict[str, Any]]:
         found = importlib.import_module(family).configure(name)
         if found is not None:
             return found
-    spelled_ours = name.lower().replace("/", "").replace("-", "_")  # big_vision's "ViT-S/16" leads to vit_s16
+    # big_vision's "ViT-S/16" leads to vit_s16, and the paper's "R26+S/32" to r26_s32.
+    spelled_ours = name.lower().replace("/", "").replace("-", "_").replace("+", "_")
     hint = nearest(name, names()) if name == name.lower() else nearest(spelled_ours, names())
     raise UserError(
         f"model.name={name!r} names no model.{hint} Names are like 'vit_s16', a size of "
-        "vitjax.models.vit.SIZES and any patch size. "
+        "vitjax.models.vit.SIZES and any patch size, or one of vitjax.models.hybrid.HYBRIDS. "
         "'my_package.my_module.MyModel' imports a model from outside."
     )
 

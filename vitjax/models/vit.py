@@ -134,6 +134,11 @@ class ViT(nn.Module):
         """Whether the first token is a class token."""
         return self.pool == "tok" if self.class_token is None else self.class_token
 
+    @property
+    def stride(self) -> tuple[int, int]:
+        """Pixels from one token to the next, (down, across)."""
+        return pair(self.patch_size)
+
     @nn.compact
     def __call__(self, image, *, train: bool = False) -> tuple[Any, dict[str, Any]]:
         """Returns logits `[B, num_classes]`, float32, and the named intermediates.
@@ -148,10 +153,8 @@ class ViT(nn.Module):
             raise UserError(
                 f"The model takes float images, not {image.dtype}: end pp with e.g. value_range(-1, 1)."
             )
-        out = {}
-        embedding = PatchEmbedding(self.width, pair(self.patch_size), self.dtype, name="embedding")
-        x = out["stem"] = embedding(image)
-        x = out["with_posemb"] = self.add_positions(x)
+        out = self.embed(image)
+        x = out["with_posemb"] = self.add_positions(out["stem"])
         x = nn.Dropout(self.dropout)(x, deterministic=not train)
         x, out["tokens"] = self.encode(x, train)
         out["encoded"] = x
@@ -169,6 +172,11 @@ class ViT(nn.Module):
             x = nn.Dense(self.num_classes, kernel_init=kernel, bias_init=bias, name="head")(x)
         out["logits"] = x
         return x, out
+
+    def embed(self, image) -> dict[str, Any]:
+        """Returns `stem`, the embedded patches `[B, h, w, D]`; a subclass may have more to show."""
+        embedding = PatchEmbedding(self.width, pair(self.patch_size), self.dtype, name="embedding")
+        return {"stem": embedding(image)}
 
     def add_positions(self, x):
         """Turns the grid `[B, h, w, D]` into tokens with positions and class token: `[B, N, D]`, float32."""

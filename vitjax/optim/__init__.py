@@ -46,7 +46,8 @@ class Optimizer:
 
     `init(params) -> opt_state` and `update(grads, opt_state, params) -> (updates, opt_state)` are optax's; a
     new state has the structure of the old one, so that donated buffers are reused. Frozen parameters have no
-    optimizer state, and `params + updates` leaves them as they are, bit for bit.
+    optimizer state, and `params + updates` leaves them as they are, bit for bit. `update` also takes
+    `hyperparameters=`, of the structure of the property of that name, in place of its own.
     """
 
     init: Callable[[Any], Any]
@@ -55,6 +56,11 @@ class Optimizer:
     wd: float
     schedules: tuple[schedules.Schedule, ...]
     groups: Any  # tree of `Group`, of the structure of the parameters
+
+    @property
+    def hyperparameters(self) -> dict[str, Any]:
+        """The numbers that a compiled step takes as arguments: `lr`, `wd`, and those of each schedule."""
+        return {"lr": self.lr, "wd": self.wd, "schedules": [dict(s.numbers) for s in self.schedules]}
 
     def global_schedule(self, step: Any) -> dict[str, Any]:
         """The factors s(t) after `step` updates: `global_schedule`, then `global_schedule1`, ... by group."""
@@ -144,7 +150,7 @@ def create(
     if not all(jax.tree.leaves(trainable)):
         inner = optax_lib.masked(inner, trainable)
     tx = optax_lib.chain(inner, _scale_and_decay(lr, wd, groups, functions))
-    return Optimizer(tx.init, tx.update, lr, wd, functions, groups)
+    return Optimizer(tx.init, tx.update, lr, wd, functions, groups)  # pyright: ignore[reportArgumentType]
 
 
 def _groups(params: Any, rules: list[tuple[str, Any]], lr_mults: Any, wd_mults: Any) -> Any:
@@ -200,27 +206,32 @@ def _number(key: str, value: Any) -> float:
 
 def _scale_and_decay(
     lr: float, wd: float, groups: Any, functions: tuple[schedules.Schedule, ...]
-) -> optax_lib.GradientTransformation:
+) -> optax_lib.GradientTransformationExtraArgs:
     """The tail of the chain as one pass: -s(t) (lr lr_mult u + wd wd_mult p), one counter for all groups."""
+    own = {"lr": lr, "wd": wd, "schedules": [None] * len(functions)}
 
     def init(params: Any) -> optax_lib.ScaleByScheduleState:
         del params
         return optax_lib.ScaleByScheduleState(count=jnp.zeros([], jnp.int32))
 
-    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+    def update(
+        updates: Any, state: Any, params: Any = None, *, hyperparameters: Any = None, **_: Any
+    ) -> tuple[Any, Any]:
         if params is None:
             raise ValueError("update(grads, opt_state, params) needs the parameters.")
-        factors = [function(state.count) for function in functions]
+        given = own if hyperparameters is None else hyperparameters
+        schedules = zip(functions, given["schedules"], strict=True)
+        factors = [function(state.count, numbers) for function, numbers in schedules]
 
         def one(u: Any, p: Any, group: Group) -> Any:
             if group.schedule is None:
                 return jnp.full_like(p, -0.0)  # p + -0.0 is p for every p; p + 0.0 turns -0.0 into 0.0
-            u = u * lr * group.lr_mult
+            u = u * given["lr"] * group.lr_mult
             if wd * group.wd_mult:
-                u = u + (wd * group.wd_mult) * p
+                u = u + (given["wd"] * group.wd_mult) * p
             return u * factors[group.schedule] * -1.0
 
         new_state = optax_lib.ScaleByScheduleState(count=optax_lib.safe_increment(state.count))
         return jax.tree.map(one, updates, params, groups), new_state
 
-    return optax_lib.GradientTransformation(init, update)
+    return optax_lib.GradientTransformationExtraArgs(init, update)

@@ -14,8 +14,9 @@ times min(1, t / w) times min(1, (T - t) / cooldown). This is big_vision's `crea
 All You Need" (arXiv 1706.03762, section 5.3) divided by its peak.
 """
 
+import dataclasses
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -24,7 +25,31 @@ import numpy as np
 
 from vitjax import durations, errors
 
-Schedule = Callable[[Any], Any]  # numbers or NumPy arrays in, NumPy out; JAX arrays in, JAX arrays out
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Schedule:
+    """schedule(t) -> float32 factor: NumPy for numbers and NumPy arrays, JAX for JAX arrays.
+
+    `numbers` are its lengths and its peak: `total_steps`, `warmup`, `cooldown`, `mult`. A compiled step takes
+    them as arguments, `schedule(t, numbers)`, so that runs of other lengths share the program.
+    """
+
+    numbers: Mapping[str, float]
+    decay: Callable[..., Any]
+
+    def __call__(self, t: Any, numbers: Mapping[str, Any] | None = None) -> Any:
+        """Returns the factor after `t` updates; other `numbers` take the place of its own."""
+        # On the host in NumPy: for a line in the log nothing should queue behind the steps on the device.
+        xp = jnp if isinstance(t, jax.Array) else np
+        n = self.numbers if numbers is None else numbers
+        after_warmup = xp.maximum(t - n["warmup"], 0)
+        progress = xp.minimum(after_warmup / xp.maximum(n["total_steps"] - n["warmup"], 1), 1.0)
+        factor = self.decay(xp=xp, mult=n["mult"], t=t, progress=progress, after_warmup=after_warmup)
+        if self.numbers["warmup"]:
+            factor = factor * xp.minimum(1.0, t / n["warmup"])
+        if self.numbers["cooldown"]:
+            factor = factor * xp.clip((n["total_steps"] - t) / n["cooldown"], 0.0, 1.0)
+        return xp.asarray(factor, np.float32)
 
 
 def create(
@@ -37,7 +62,7 @@ def create(
     scale_with_batchsize: bool = False,
     **options: Any,
 ) -> Schedule:
-    """Returns schedule(t) -> float32 factor of the learning rate and of the weight decay.
+    """Returns the schedule of the learning rate and of the weight decay that the options describe.
 
     Args:
       total_steps: length of the run.
@@ -76,19 +101,8 @@ def create(
     if scale_with_batchsize:
         mult = mult * _known(batch_size, "batch_size") / 256
 
-    def schedule(t: Any) -> Any:
-        # On the host in NumPy: for a line in the log nothing should queue behind the steps on the device.
-        xp = jnp if isinstance(t, jax.Array) else np
-        after_warmup = xp.maximum(t - warmup, 0)
-        progress = xp.minimum(after_warmup / max(total_steps - warmup, 1), 1.0)
-        factor = decay(xp=xp, mult=mult, t=t, progress=progress, after_warmup=after_warmup)
-        if warmup:
-            factor = factor * xp.minimum(1.0, t / warmup)
-        if cooldown:
-            factor = factor * xp.clip((total_steps - t) / cooldown, 0.0, 1.0)
-        return xp.asarray(factor, np.float32)
-
-    return schedule
+    numbers = {"total_steps": total_steps, "warmup": warmup, "cooldown": cooldown, "mult": mult}
+    return Schedule(numbers, decay)
 
 
 def _constant() -> Callable[..., Any]:

@@ -1,1 +1,6 @@
-"""Official parameter names and layouts, into ours and back."""
+"""Weights of files: official parameter names and layouts, into ours and back."""
+
+from vitjax.weights.loading import Loaded, load
+from vitjax.weights.saving import save
+
+__all__ = ["Loaded", "load", "save"]

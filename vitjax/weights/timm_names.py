@@ -6,7 +6,7 @@ Another architecture joins by a table of its own.
 
 import dataclasses
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import flax.traverse_util
@@ -55,7 +55,8 @@ OUT_OF_HEADS = Layout(  # [D, H*Dh] and [H, Dh, D]
     lambda arrays: arrays[0].reshape(-1, arrays[0].shape[-1]).T,
 )
 
-Table = dict[str, tuple[Layout, str | tuple[str, ...]]]  # {i} stands for the number of a block
+# {i} stands for the number of a block, or of a stage with {j} for its unit; {i+1} where ours count from one.
+Table = dict[str, tuple[Layout, str | tuple[str, ...]]]
 
 
 def _linear(theirs: str, ours: str) -> Table:
@@ -111,7 +112,63 @@ VIT: Table = {
 }
 
 
-def from_timm(state: Mapping[str, np.ndarray], *, num_heads: int, table: Table = VIT) -> dict[str, Any]:
+def _conv_norm(theirs_conv: str, theirs_norm: str, ours: str) -> Table:
+    """A weight-standardised convolution and its norm; {} in `ours` stands for `conv` or `gn`."""
+    conv = {f"{theirs_conv}.weight": (CONV, f"{ours.replace('{}', 'conv')}/kernel")}
+    return {**conv, **_norm(theirs_norm, ours.replace("{}", "gn"))}
+
+
+_BACKBONE = "patch_embed.backbone"
+_STAGE_BLOCK = f"{_BACKBONE}.stages.{{i}}.blocks.{{j}}"
+_UNIT = "block{i+1}/unit{j+1}"
+
+HYBRID: Table = {
+    **VIT,
+    **_conv_norm(f"{_BACKBONE}.stem.conv", f"{_BACKBONE}.stem.norm", "{}_root"),
+    **_conv_norm(f"{_STAGE_BLOCK}.downsample.conv", f"{_STAGE_BLOCK}.downsample.norm", f"{_UNIT}/{{}}_proj"),
+    **_conv_norm(f"{_STAGE_BLOCK}.conv1", f"{_STAGE_BLOCK}.norm1", f"{_UNIT}/{{}}1"),
+    **_conv_norm(f"{_STAGE_BLOCK}.conv2", f"{_STAGE_BLOCK}.norm2", f"{_UNIT}/{{}}2"),
+    **_conv_norm(f"{_STAGE_BLOCK}.conv3", f"{_STAGE_BLOCK}.norm3", f"{_UNIT}/{{}}3"),
+}
+# Without stages (R+Ti/16) timm has no `stem` in the names.
+ROOT_HYBRID: Table = {**VIT, **_conv_norm(f"{_BACKBONE}.conv", f"{_BACKBONE}.norm", "{}_root")}
+
+ALL: Table = {**ROOT_HYBRID, **HYBRID}  # to read; to write, a root must have one name (`table_of`)
+
+
+def table_of(params: Mapping[str, Any]) -> Table:
+    """Returns the table by which timm names our nested parameters."""
+    if "conv_root" not in params:
+        return VIT
+    return HYBRID if "block1" in params else ROOT_HYBRID
+
+
+_NUMBER = re.compile(r"(?<=blocks\.|stages\.)\d+(?=\.)")
+
+
+def _general(name: str) -> str:
+    """Their name with marks for the numbers: `stages.0.blocks.1.` becomes `stages.{i}.blocks.{j}.`."""
+    marks = iter("ij")
+    return _NUMBER.sub(lambda number: f"{{{next(marks, number[0])}}}", name)
+
+
+def _fill(template: str, numbers: Sequence[int]) -> str:
+    """A name of the table, with numbers for its marks."""
+    for mark, number in zip("ij", numbers, strict=False):
+        template = template.replace(f"{{{mark}}}", str(number)).replace(f"{{{mark}+1}}", str(number + 1))
+    return template
+
+
+def _numbers(template: str, names: Iterable[str]) -> list[tuple[int, ...]]:
+    """The numbers with which `template` gives one of `names`, in ascending order."""
+    firsts = [1 if plus else 0 for plus in re.findall(r"\{[ij](\+1)?\}", template)]
+    pattern = re.compile(re.sub(r"\\\{[ij](\\\+1)?\\\}", r"(\\d+)", re.escape(template)))
+    found = [match.groups() for match in map(pattern.fullmatch, names) if match]
+    numbers = [tuple(int(n) - first for n, first in zip(ns, firsts, strict=True)) for ns in found]
+    return sorted(ns for ns in numbers if all(n >= 0 for n in ns))
+
+
+def from_timm(state: Mapping[str, np.ndarray], *, num_heads: int, table: Table = ALL) -> dict[str, Any]:
     """Converts a timm state dict (name -> array, torch layouts) into our nested parameters.
 
     Blocks come out in loop form, `encoderblock_{i}`; `layers.encoder.loop_to_scan`
@@ -119,8 +176,7 @@ def from_timm(state: Mapping[str, np.ndarray], *, num_heads: int, table: Table =
     """
     params = {}
     for name, array in state.items():
-        block = re.search(r"(?<=blocks\.)\d+(?=\.)", name)
-        general = re.sub(r"(?<=blocks\.)\d+(?=\.)", "{i}", name)
+        numbers, general = [int(n) for n in _NUMBER.findall(name)], _general(name)
         if general not in table:
             raise UserError(
                 f"The file holds {name!r}, which this model has no place for.{nearest(general, table)}"
@@ -128,21 +184,21 @@ def from_timm(state: Mapping[str, np.ndarray], *, num_heads: int, table: Table =
         layout, ours = table[general]
         paths = (ours,) if isinstance(ours, str) else ours
         for path, value in zip(paths, layout.into(np.asarray(array), num_heads), strict=True):
-            params[path.replace("{i}", block[0]) if block else path] = value
+            params[_fill(path, numbers)] = value
     return flax.traverse_util.unflatten_dict(params, sep="/")
 
 
-def to_timm(params: Mapping[str, Any], *, table: Table = VIT) -> dict[str, np.ndarray]:
-    """The inverse of `from_timm`, for parameters, or gradients, in loop form."""
+def to_timm(params: Mapping[str, Any], *, table: Table | None = None) -> dict[str, np.ndarray]:
+    """The inverse of `from_timm`, for parameters, or gradients, in loop form; `table_of` them by default."""
+    table = table_of(params) if table is None else table
     flat = flax.traverse_util.flatten_dict(dict(params), sep="/")
-    blocks = sorted({int(n) for path in flat for n in re.findall(r"encoderblock_(\d+)/", path)})
     state = {}
     for general, (layout, ours) in table.items():
         paths = (ours,) if isinstance(ours, str) else ours
-        for i in blocks if "{i}" in general else [0]:
-            arrays = [flat.pop(path.replace("{i}", str(i)), None) for path in paths]
+        for numbers in _numbers(paths[0], flat):
+            arrays = [flat.pop(_fill(path, numbers), None) for path in paths]
             if all(array is not None for array in arrays):
-                state[general.replace("{i}", str(i))] = layout.back([np.asarray(array) for array in arrays])
+                state[_fill(general, numbers)] = layout.back([np.asarray(array) for array in arrays])
     if flat:
         raise UserError(f"timm has no name for the parameter {next(iter(flat))!r}.")
     return state

@@ -102,8 +102,8 @@ def open_source(data: str, split: str = "train") -> Source:
     """Opens labelled images for random access.
 
     Args:
-      data: `digits`, `folder:PATH`, `arrays:PATH`, `tfds:NAME[/CONFIG][:VERSION][@DIR]` or another
-        registered kind.
+      data: `digits`, `folder:PATH`, `arrays:PATH`, `tfds:NAME[/CONFIG][:VERSION][@DIR]`,
+        `vtab:TASK[:VERSION][@DIR]` or another registered kind.
       split: a split or a sum of slices of splits (see `vitjax.data.splits`).
 
     Returns:
@@ -112,13 +112,20 @@ def open_source(data: str, split: str = "train") -> Source:
     Raises:
       UserError: for an unknown kind or split, and for data that is missing or damaged.
     """
-    available = splits_of(data)
+    return select(f"{data}:{split}", split, splits_of(data))
+
+
+def select(name: str, split: str, available: Splits) -> Source:
+    """What the split string `split` picks from `available`, called `name` if it is more or less than a split.
+
+    Raises UserError as `open_source` does.
+    """
     pieces = splits.parse(split, available)
-    opened = {name: available[name]() for name in dict.fromkeys(piece.name for piece in pieces)}
+    opened = {each: available[each]() for each in dict.fromkeys(piece.name for piece in pieces)}
     parts = [(opened[piece.name], *piece.bounds(len(opened[piece.name]))) for piece in pieces]
     if len(parts) == 1 and parts[0][1:] == (0, len(parts[0][0])):
         return parts[0][0]
-    return Slices(f"{data}:{split}", parts)
+    return Slices(name, parts)
 
 
 def as_image(array: np.ndarray) -> np.ndarray:

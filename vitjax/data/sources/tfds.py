@@ -4,7 +4,8 @@ import functools
 import os
 import pathlib
 import re
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -15,19 +16,30 @@ from vitjax.errors import UserError
 _ARGUMENT = re.compile(r"(?P<name>[\w./-]+?)(:(?P<version>\d+\.\d+\.\d+))?(@(?P<data_dir>.+))?")
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
 
+# The features of a record by name, each a `tf.train.Feature`. One inside another is called `outer/inner`. Of
+# a sequence, it has the numbers of all items, one item after another.
+Features = Mapping[str, Any]
+
 
 class TfdsSource(Source):
-    """One split of a prepared data set, as encoded images.
+    """One split of a prepared data set.
 
     A record is a serialised `tf.train.Example`, in which TFDS stores an image as the bytes of its file and a
-    class label as an integer. Just these two are read, whatever other features there are.
+    class label as an integer. `read(features)`, which must be picklable, makes an example of those it wants;
+    an IndexError or ValueError of it means that the record is damaged.
     """
 
-    def __init__(self, name: str, rows: records.Records, keys: tuple[str, str], class_names: tuple[str, ...]):
+    def __init__(
+        self,
+        name: str,
+        rows: records.Records,
+        read: Callable[[Features], dict[str, Any]],
+        class_names: tuple[str, ...],
+    ):
         self.name = name
         self.class_names = class_names
         self._rows = rows
-        self._keys = keys
+        self._read = read
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -38,14 +50,9 @@ class TfdsSource(Source):
 
         if not 0 <= index < len(self):
             raise IndexError(f"{index} is not in [0, {len(self)}) of {self.name}")
-        image, label = self._keys
         try:
-            feature = tf_example_pb2.Example.FromString(self._rows[index]).features.feature
-            return {
-                "image": feature[image].bytes_list.value[0],
-                "label": np.int32(feature[label].int64_list.value[0]),
-            }
-        except (message.DecodeError, IndexError) as error:
+            return self._read(tf_example_pb2.Example.FromString(self._rows[index]).features.feature)
+        except (message.DecodeError, IndexError, ValueError) as error:
             raise OSError(f"damaged record: {error}") from error
 
 
@@ -55,69 +62,140 @@ def open_tfds(argument: str) -> Splits:
 
     Its files are ArrayRecord or TFRecord. It is looked for in `DIR`, else in `$TFDS_DATA_DIR`, else in
     `~/tensorflow_datasets`; the newest version is taken unless one is named. It must have one image and one
-    class label.
+    class label; just these two are read.
     """
-    match = _ARGUMENT.fullmatch(argument)
-    if match is None:
-        raise UserError(f"data='tfds:{argument}' should have the form 'tfds:NAME[/CONFIG][:VERSION][@DIR]'.")
-    data_dir = match["data_dir"] or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-    folder = _version_folder(match["name"], match["version"], pathlib.Path(data_dir).expanduser())
-
     import tensorflow_datasets as tfds  # here, since it takes a second
 
-    try:
-        info: Any = tfds.builder_from_directory(folder).info
-    except Exception as error:  # TFDS raises many kinds
-        raise UserError(f"data='tfds:{argument}': {folder} is no whole TFDS data set: {error}") from error
+    prepared = find(f"tfds:{argument}", argument, _how_to_prepare)
     keys = (
-        _feature(folder, info.features, "image", tfds.features.Image),
-        _feature(folder, info.features, "label", tfds.features.ClassLabel),
+        _feature(prepared, "image", tfds.features.Image),
+        _feature(prepared, "label", tfds.features.ClassLabel),
     )
-    class_names = tuple(info.features[keys[1]].names)
-    file_format = info.file_format.value
+    class_names = tuple(prepared.info.features[keys[1]].names)
+    return open_splits(prepared, functools.partial(_image_and_label, *keys), class_names)
+
+
+def _image_and_label(image: str, label: str, features: Features) -> dict[str, Any]:
     return {
-        split: functools.partial(
-            _open_split, f"tfds:{match['name']}:{split}", info.splits[split], file_format, keys, class_names
-        )
-        for split in info.splits
+        "image": features[image].bytes_list.value[0],
+        "label": np.int32(features[label].int64_list.value[0]),
     }
 
 
-def _version_folder(name: str, version: str | None, data_dir: pathlib.Path) -> pathlib.Path:
-    """`data_dir/name/version`, the newest version that is there if none is named."""
+class Prepared(NamedTuple):
+    """A data set that was found: name with the config, folder of the version, what TFDS knows of it."""
+
+    name: str
+    folder: pathlib.Path
+    info: Any  # tensorflow_datasets.core.DatasetInfo
+
+
+def find(
+    data: str,
+    argument: str,
+    how_to_prepare: Callable[[str, pathlib.Path], str],
+    major: int | None = None,
+) -> Prepared:
+    """Finds the data set that `argument`, `NAME[/CONFIG][:VERSION][@DIR]`, names.
+
+    Args:
+      data: how the user has named it, for error messages.
+      argument: looked for as `open_tfds` says.
+      how_to_prepare: `how_to_prepare(name, data_dir)` tells how to get a data set that is not there.
+      major: of versions that are taken before newer ones, unless `argument` has a version.
+
+    Raises:
+      UserError: if it is not there, or damaged.
+    """
+    match = _ARGUMENT.fullmatch(argument)
+    if match is None:
+        kind = data.partition(":")[0]
+        raise UserError(
+            f"data={data!r} should have the form '{kind}:NAME[:VERSION][@DIR]', a version being like 3.0.0."
+        )
+    data_dir = pathlib.Path(match["data_dir"] or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
+    data_dir = data_dir.expanduser()
+    folder = _version_folder(data, data_dir / match["name"], match["version"], major)
+    if folder is None:
+        raise UserError(
+            f"data={data!r}: {data_dir} has no prepared data set {match['name']}.\n"
+            + how_to_prepare(match["name"], data_dir)
+        )
+
+    import tensorflow_datasets as tfds
+
+    try:
+        return Prepared(match["name"], folder, tfds.builder_from_directory(folder).info)
+    except Exception as error:  # TFDS raises many kinds
+        raise UserError(f"data={data!r}: {folder} is no whole TFDS data set: {error}") from error
+
+
+def _version_folder(
+    data: str, root: pathlib.Path, version: str | None, major: int | None
+) -> pathlib.Path | None:
+    """`root/version`; if that is None, the newest of `major`, else the newest; None if there is none."""
     there = sorted(
-        (each for each in (data_dir / name).glob("*") if _VERSION.fullmatch(each.name)),
+        (each for each in root.glob("*") if _VERSION.fullmatch(each.name)),
         key=lambda each: [int(number) for number in each.name.split(".")],
     )
-    there = [each for each in there if (each / "dataset_info.json").is_file()]
-    if version is not None and there and version not in [each.name for each in there]:
-        raise UserError(
-            f"data='tfds:{name}:{version}': {data_dir / name} has only the versions "
-            f"{', '.join(each.name for each in there)}."
-        )
-    if not there:
-        what = "imagenet --train TAR --val TAR --devkit TAR" if name.startswith("imagenet") else "folder SRC"
-        raise UserError(
-            f"data='tfds:{name}': {data_dir} has no prepared data set of this name.\n"
-            f"Prepare it once with `python -m vitjax.data.prepare {what} --name {name} --out {data_dir}`,\n"
-            "or run the same recipe on data=digits or data=folder:PATH (a subfolder of images a class)."
-        )
-    return data_dir / name / version if version else there[-1]
+    names = [each.name for each in there if (each / "dataset_info.json").is_file()]
+    if not names:
+        return None
+    if version is not None and version not in names:
+        raise UserError(f"data={data!r}: {root} has only the versions {', '.join(names)}.")
+    preferred = [name for name in names if name.startswith(f"{major}.")]
+    return root / (version or (preferred or names)[-1])
 
 
-def _feature(folder: pathlib.Path, features: Any, name: str, kind: type) -> str:
+def _how_to_prepare(name: str, data_dir: pathlib.Path) -> str:
+    what = "imagenet --train TAR --val TAR --devkit TAR" if name.startswith("imagenet") else "folder SRC"
+    return (
+        f"Prepare it once with `python -m vitjax.data.prepare {what} --name {name} --out {data_dir}`,\n"
+        f"or, if TFDS has it, with `{build_command(name, data_dir)}`, which takes `pip install tensorflow`,\n"
+        "or run the same recipe on data=digits or data=folder:PATH (a subfolder of images a class)."
+    )
+
+
+def build_command(name: str, data_dir: pathlib.Path) -> str:
+    """The command of TFDS that fetches and prepares a data set of its catalogue in `data_dir`."""
+    return f"tfds build {name} --data_dir {data_dir} --file_format array_record"
+
+
+def _feature(prepared: Prepared, name: str, kind: type) -> str:
     """The name of the only feature of a kind, or the one called as usual."""
-    names = [key for key, feature in features.items() if type(feature) is kind]
+    names = [key for key, feature in prepared.info.features.items() if type(feature) is kind]
     if name in names or len(names) == 1:
         return name if name in names else names[0]
+
+    from vitjax.data.sources import vtab  # here, since it stands on this module
+
+    tasks = " or ".join(f"data='vtab:{task}'" for task in vtab.tasks_on(prepared.name))
     raise UserError(
-        f"{folder} has {names or 'nothing'} of the kind {kind.__name__}, where one or {name!r} is "
-        "needed. Only image classification data sets can be read."
+        f"{prepared.folder} has {names or 'nothing'} of the kind {kind.__name__}, where one or {name!r} is "
+        "needed. Only image classification data sets can be read. "
+        + (f"With a label made as in VTAB, it is {tasks}." if tasks else "")
     )
+
+
+def open_splits(
+    prepared: Prepared, read: Callable[[Features], dict[str, Any]], class_names: tuple[str, ...]
+) -> Splits:
+    """For each split of a prepared data set, a function that opens it; for `read` see `TfdsSource`."""
+    file_format = prepared.info.file_format.value
+    return {
+        name: functools.partial(
+            _open_split, f"tfds:{prepared.name}:{name}", split, file_format, read, class_names
+        )
+        for name, split in prepared.info.splits.items()
+    }
 
 
 def _open_split(
-    name: str, split: Any, file_format: str, keys: tuple[str, str], class_names: tuple[str, ...]
+    name: str,
+    split: Any,
+    file_format: str,
+    read: Callable[[Features], dict[str, Any]],
+    class_names: tuple[str, ...],
 ) -> Source:
     files = [pathlib.Path(path) for path in split.filepaths]
     for file in files:
@@ -131,4 +209,4 @@ def _open_split(
         raise UserError(f"{name} is stored as {file_format!r}; only array_record and tfrecord can be read.")
     if len(rows) != split.num_examples:
         raise UserError(f"{name} has {len(rows)} records, but its description says {split.num_examples}.")
-    return TfdsSource(name, rows, keys, class_names)
+    return TfdsSource(name, rows, read, class_names)

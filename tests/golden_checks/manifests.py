@@ -1,0 +1,50 @@
+"""Full-size models by shape only: our parameters under timm's names against timm's own list of them."""
+
+import json
+import pathlib
+import re
+
+import jax
+import numpy as np
+import pytest
+
+from vitjax import models
+from vitjax.layers.encoder import scan_to_loop
+from vitjax.weights.timm_names import to_timm
+
+_SIZES = {"tiny": "ti", "small": "s", "base": "b", "large": "l", "huge": "h"}
+_HYBRIDS = {
+    "vit_tiny_r_s16_p8": "r_ti16",
+    "vit_small_r26_s32": "r26_s32",
+    "vit_base_r50_s16": "r50_b16",
+    "vit_large_r50_s32": "r50_l32",
+}
+
+
+def ours(name):
+    """The name and the fields of our model for one of timm's; None if there is none."""
+    family, _, _ = name.rpartition("_")  # the last piece is the image size
+    if family in _HYBRIDS:
+        return _HYBRIDS[family], {}
+    if match := re.fullmatch(r"(vit|deit|deit3)_([a-z]+)_patch(\d+)", family):
+        fields = {"layer_scale": 1e-6, "posemb_layout": "big_vision"} if match[1] == "deit3" else {}
+        return f"vit_{_SIZES[match[2]]}{match[3]}", fields
+    return None
+
+
+def check(path: pathlib.Path) -> None:
+    """Checks one manifest. One of a model that is not here fails, like a golden that nothing checks."""
+    manifest = json.loads(path.read_text())
+    found = ours(manifest["model"])
+    if found is None:
+        pytest.fail(f"Nothing checks {path.name}: no model of vitjax is said to be it.", pytrace=False)
+    name, fields = found
+    # Scanned, so that the block is traced once; as views of one zero, because only shapes count.
+    model = models.create(name, num_classes=1000, scan=True, **fields)
+    channels, height, width = manifest["input_size"]
+    image = jax.ShapeDtypeStruct((1, height, width, channels), np.float32)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), image)["params"]
+    params = jax.tree.map(lambda leaf: np.broadcast_to(np.int8(0), leaf.shape), shapes)
+    state = to_timm(scan_to_loop(params))
+    assert {name: list(array.shape) for name, array in state.items()} == manifest["params"]
+    assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == manifest["num_params"]

@@ -1,0 +1,7 @@
+"""`python -m vitjax.sweep`."""
+
+import sys
+
+from vitjax.sweep.main import main
+
+sys.exit(main())

@@ -1,0 +1,130 @@
+"""Whose file it is, told by the names in it, and what follows from that.
+
+A family joins by one line in `FAMILIES`: how its names are recognised, the table that translates them, and
+how its code resizes position embeddings.
+"""
+
+import dataclasses
+import re
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+from vitjax.errors import UserError, nearest
+from vitjax.weights import flax_names, huggingface_names, timm_names
+from vitjax.weights.stored import Archive, Stored, printable
+from vitjax.weights.tables import Move, moves
+
+# (names, num_heads) -> moves, and the names that have no place.
+Translate = Callable[[Collection[str], Callable[[str], int]], tuple[list[Move], list[str]]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """A naming, and the habits of the code base that it comes from."""
+
+    name: str
+    recognises: Callable[[Collection[str]], bool]
+    translate: Translate
+    posemb: str  # a method of `position.resize`
+    detail: Callable[[Collection[str]], str] = lambda names: ""
+
+
+def _by(table: timm_names.Table) -> Translate:
+    return lambda names, num_heads: moves(table, names, num_heads)
+
+
+FAMILIES = (
+    Family(
+        "JAX",
+        flax_names.is_flax,
+        lambda names, num_heads: (flax_names.moves(names), []),
+        "corners",
+        flax_names.label,
+    ),
+    Family("Hugging Face", huggingface_names.is_huggingface, _by(huggingface_names.VIT), "bicubic"),
+    Family(
+        "timm",
+        lambda names: any(re.match(r"patch_embed\.|blocks\.\d+\.", name) for name in names),
+        _by(timm_names.ALL),
+        "bicubic_aa",
+    ),
+)
+
+# What a whole train state keeps its parameters under. The rest of such a file is no parameter.
+_WRAPPERS = ("params/", "opt/target/", "model/", "state_dict/")
+# Integers that training keeps beside the parameters; no model here has a use for them.
+COUNTERS = re.compile(r"(.*[./])?(num_batches_tracked|position_ids)")
+
+
+@dataclasses.dataclass(frozen=True)
+class Weights:
+    """The arrays of a file that are parameters, by the names that their family gives them."""
+
+    family: Family
+    entries: Mapping[str, Stored]
+    notes: tuple[str, ...]
+
+    @property
+    def described(self) -> str:
+        """Family, naming and where in the file."""
+        detail = self.family.detail(self.entries)
+        return f"{self.family.name} ({detail})" if detail else self.family.name
+
+
+def recognise(archive: Archive, subtree: str) -> Weights:
+    """Finds the parameters in an archive.
+
+    Args:
+      archive: an open file.
+      subtree: `img` or `img/encoder`; empty for the whole file.
+
+    Raises:
+      UserError: no such subtree, or names of no known family.
+    """
+    entries, notes = archive.entries, []
+    for wrapper in _WRAPPERS:
+        if inside := _below(entries, wrapper):
+            if others := len(entries) - len(inside):
+                notes.append(f"left out: {others} entries beside {wrapper!r}, which are no parameters")
+            entries = inside
+            break
+    if subtree:
+        whole, entries = entries, _below(entries, f"{subtree}/") or _below(archive.entries, f"{subtree}/")
+        if not entries:
+            raise UserError(
+                f"{archive.path!r} has no sub-tree {subtree!r}.{nearest(subtree, _tops(whole))}"
+                f" At its top are {_some(_tops(whole))}."
+            )
+        notes.append(f"sub-tree: {subtree}")
+    if all(name.startswith("module.") for name in entries):  # PyTorch's data parallelism
+        entries = {name.removeprefix("module."): stored for name, stored in entries.items()}
+    if counters := [name for name in entries if COUNTERS.fullmatch(name)]:
+        notes.append(f"left out: {len(counters)} counters ({printable(counters[0])})")
+        entries = {name: stored for name, stored in entries.items() if name not in counters}
+    for family in FAMILIES:
+        if family.recognises(entries):
+            return Weights(family, entries, tuple(notes))
+    inside = [
+        top for top in _tops(entries) if any(f.recognises(_below(entries, f"{top}/")) for f in FAMILIES)
+    ]
+    if inside:
+        raise UserError(
+            f"{archive.path!r} holds several models, {_some(inside)}: name one as {archive.path}:{inside[0]}"
+        )
+    raise UserError(
+        f"The names in {archive.path!r} are of no family known here"
+        f" ({', '.join(f.name for f in FAMILIES)}): {_some(list(entries))}."
+    )
+
+
+def _below(entries: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    return {n.removeprefix(prefix): stored for n, stored in entries.items() if n.startswith(prefix)}
+
+
+def _tops(entries: Collection[str]) -> list[str]:
+    return sorted({name.split("/")[0] for name in entries})
+
+
+def _some(names: list[str], most: int = 6) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(printable(name) for name in names[:most]) + more

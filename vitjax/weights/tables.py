@@ -1,0 +1,86 @@
+"""What becomes of each array of a file: the moves from their names and layouts to ours."""
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from vitjax.weights.timm_names import Layout, Table
+
+
+class Move(NamedTuple):
+    """One array of the file and the parameters it holds, by our names."""
+
+    entry: str
+    targets: tuple[str, ...]
+    into: Callable[[np.ndarray], Sequence[np.ndarray]]  # views of the array in our layouts
+    same: bool = False  # the array is the parameter as it is
+
+    def shapes(self, shape: tuple[int, ...]) -> list[tuple[int, ...]]:
+        """The parameters' shapes, for an array of this shape, none of which is read. ValueError: not so."""
+        return [part.shape for part in self.into(np.broadcast_to(np.float32(0), shape))]
+
+
+def as_it_is(entry: str, target: str) -> Move:
+    """The parameter lies in the file as it lies here."""
+    return Move(entry, (target,), lambda array: [array], same=True)
+
+
+def moves(
+    table: Table, names: Iterable[str], num_heads: Callable[[str], int]
+) -> tuple[list[Move], list[str]]:
+    """The moves by a table, and those names that it has no place for.
+
+    Args:
+      table: their general names, `{i}` for a number, to layouts and our names, in which `{i}` is the same
+        number and `{i+1}` the next (`timm_names.ALL`).
+      names: of the file's arrays.
+      num_heads: the number of heads of the attention that one of our names belongs to.
+    """
+    patterns = [(_pattern(theirs), layout, ours) for theirs, (layout, ours) in table.items()]
+    found, unknown = [], []
+    for name in names:
+        row = _row(patterns, name)
+        if row is None:
+            unknown.append(name)
+            continue
+        layout, targets = row
+        heads = num_heads(targets[0])
+        found.append(Move(name, targets, lambda x, layout=layout, heads=heads: layout.into(x, heads)))
+    return found, unknown
+
+
+def heads_in(shapes: Mapping[str, tuple[int, ...]]) -> Callable[[str], int]:
+    """Looks up the number of heads by the shapes of the target, where kernels of queries are `[D, H, Dh]`."""
+    queries = {name.removesuffix("/query/kernel"): s for name, s in shapes.items() if s and len(s) >= 3}
+    queries = {name: shape[-2] for name, shape in queries.items() if f"{name}/query/kernel" in shapes}
+    usual = next(iter(queries.values()), 1)
+
+    def num_heads(name: str) -> int:
+        own = name.rsplit("/", 2)[0]
+        return queries.get(own, queries.get(re.sub(r"encoderblock_\d+", "encoderblock", own), usual))
+
+    return num_heads
+
+
+def _pattern(theirs: str) -> re.Pattern[str]:
+    parts = re.split(r"\{(\w+)\}", theirs)
+    return re.compile(
+        "".join(rf"(?P<{part}>\d+)" if i % 2 else re.escape(part) for i, part in enumerate(parts))
+    )
+
+
+def _row(patterns, name: str) -> tuple[Layout, tuple[str, ...]] | None:
+    for pattern, layout, ours in patterns:
+        if match := pattern.fullmatch(name):
+            paths = (ours,) if isinstance(ours, str) else ours
+            return layout, tuple(_fill(path, match.groupdict()) for path in paths)
+    return None
+
+
+def _fill(template: str, numbers: Mapping[str, str]) -> str:
+    """One of our names, with numbers for its marks `{i}` and `{i+1}`."""
+    return re.sub(
+        r"\{(\w+?)(\+1)?\}", lambda mark: str(int(numbers[mark[1]]) + (mark[2] is not None)), template
+    )
