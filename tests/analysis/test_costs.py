@@ -23,6 +23,9 @@ TIMM = [
     ("vit_b32", 384, 13.0436),
     ("vit_b8", 224, 78.1483),
     ("vit_l32", 224, 15.3775),
+    ("r_ti16", 224, 0.4337),  # vit_tiny_r_s16_p8_224
+    ("r26_s32", 384, 10.2636),  # vit_small_r26_s32_384
+    ("r50_l32", 224, 19.4133),  # vit_large_r50_s32_224
 ]
 
 
@@ -34,7 +37,7 @@ def forward(name, size, **options):
 
 
 @pytest.mark.parametrize(("name", "size", "gmacs"), TIMM)
-def test_vision_transformers_as_timm_counts_them(name, size, gmacs):
+def test_models_as_timm_counts_them(name, size, gmacs):
     assert round(forward(name, size) / 1e9, 4) == gmacs
 
 

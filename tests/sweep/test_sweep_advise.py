@@ -156,6 +156,17 @@ def test_augmentation_before_regularisation(tmp_path):
 SIZES = {"m1": 1e6, "m2": 2e6, "m3": 3e6, "m4": 4e6, "m5": 5e6}
 
 
+def test_augmentation_that_lowers_a_loss_is_a_gain(tmp_path):
+    points = [({"model": model, "aug": aug}, 0) for model in SIZES for aug in ("none", "light1", "light2")]
+    for i, ((point, _), name) in enumerate(zip(points, write_sweep(tmp_path, points), strict=True)):
+        run = RUN | {"num_params": int(SIZES[point["model"]])}
+        write_trial(
+            tmp_path, name, finished(0.5, **{"val/loss": 9.0 - i % 3 * SIZES[point["model"]] / 1e6}), run=run
+        )
+    found = finding(tmp_path, "larger models want more augmentation", metric="val/loss")
+    assert found.text.startswith("yes: Kendall's tau +1.00") and found.details[0].endswith(": +1 a step")
+
+
 def models(folder, score, sizes=SIZES, augs=("none", "light1", "light2")):
     points = [({"model": model, "aug": aug}, 0) for model in sizes for aug in augs]
     for (point, _), name in zip(points, write_sweep(folder, points), strict=True):
@@ -200,6 +211,24 @@ def test_a_beaten_model_may_be_beaten_by_chance(tmp_path):
     assert details[2].endswith("; m1 gives +20.50 at 0.33x the cost")
 
 
+def test_the_noise_between_two_settings(tmp_path):
+    # Deviation 0.02 with 3 degrees of freedom (t = 3.1824), four seeds against one: within 0.07116.
+    low, high = 0.5 - 0.02 * math.sqrt(0.75), 0.5 + 0.02 * math.sqrt(0.75)
+    trials = [({"axis": "a"}, seed) for seed in range(4)] + [({"axis": x}, 0) for x in ("near", "far")]
+    for score, name in zip((low, low, high, high, 0.571, 0.572), write_sweep(tmp_path, trials), strict=True):
+        write_trial(tmp_path, name, finished(score))
+    found = evidence(tmp_path)
+    several, near, far = found.settings
+    assert found.deviation == pytest.approx(0.02) and found.freedom == 3
+    assert found.within_noise(several, near) and not found.within_noise(several, far)
+
+
+def test_axes_are_tied_value_for_value(tmp_path):
+    trials = [({"size": size, "kind": kind}, 0) for size, kind in ((1, "a"), (2, "a"), (3, "b"))]
+    write_sweep(tmp_path, trials)
+    assert tied(read_table(tmp_path), "size") == ["size"] and tied(read_table(tmp_path), "kind") == ["kind"]
+
+
 def test_chance_alone_is_rarely_called_real():
     """Null axes with noise in settings and seeds: at most the promised 5 % (fixed random numbers)."""
     rng, real, tries = np.random.default_rng(0), 0, 200
@@ -225,6 +254,14 @@ def test_pareto_front():
     assert pareto_front([1.0, 2.0], [1.0, 1.0]) == [0]
     assert pareto_front([], []) == []
     assert pareto_front([-5.0, -9.0], [0.8, 0.7]) == [1, 0]  # speeds, as negative costs
+
+
+def test_as_many_right_answers_are_as_good(tmp_path):
+    # 34 + 37 and 35 + 36 of 360 right: the means of these floats are one bit apart.
+    counts = {("a",): (34 / 360, 37 / 360), ("b",): (35 / 360, 36 / 360)}
+    assert np.mean(counts[("a",)]) != np.mean(counts[("b",)])
+    a, b = evidence(whole_sweep(tmp_path, lookup(counts), {"axis": ("a", "b")})).settings
+    assert a.mean == b.mean
 
 
 def test_order_of_values():

@@ -13,7 +13,7 @@ import pytest
 from made_up_sweep import RUN, finished, whole_sweep, write_sweep, write_trial
 
 from vitjax.errors import UserError
-from vitjax.sweep import report
+from vitjax.sweep import figures, report
 from vitjax.sweep.table import read_table
 
 VOID = {"meta", "img", "br", "link", "input"}
@@ -224,8 +224,34 @@ def test_a_loss_is_better_below(tmp_path):
     names = write_sweep(tmp_path, [({"aug": a}, s) for a in ("none", "light1") for s in (0, 1)])
     for name, loss in zip(names, (1.0, 1.2, 0.5, 0.7), strict=True):
         write_trial(tmp_path, name, finished(0.5, **{"val/loss": loss}))
-    text, _ = make(tmp_path, "--metric=val/loss")
+    text, page = make(tmp_path, "--metric=val/loss")
     assert "Best val/loss 0.6 aug light1" in text and "Score against compute" in text
+    assert any(spoken.endswith("2 settings. Pareto front: aug light1.") for spoken in page.spoken)
+
+
+def colors(svg):
+    """Colours of a heat map's cells, from left to right."""
+    return re.findall(r"fill: (#[0-9a-f]{6})", svg)
+
+
+def colormap_middle():
+    from matplotlib import colormaps
+    from matplotlib.colors import to_hex
+
+    return to_hex(colormaps["viridis"](0.5))
+
+
+@pytest.mark.parametrize("lower", [False, True])
+def test_the_same_value_has_the_same_colour_on_every_map(lower):
+    def cells(*values):
+        options = dict(limits=(1.0, 5.0), percent=False, lower=lower, axes=("r", "c"), label="x")
+        names = [str(value) for value in values]
+        return colors(figures.heat_map("k", np.array([values]), ["r"], names, **options))
+
+    worst, best = ("#fde725", "#440154") if lower else ("#440154", "#fde725")  # the ends of viridis
+    assert worst in cells(1.0, 3.0) and best in cells(3.0, 5.0)
+    middle = set(cells(3.0, 3.0)) & set(cells(3.0, 5.0)) - {"#ffffff", "#000000"}
+    assert middle == {colormap_middle()}
 
 
 def test_hostile_names_and_logs_are_text(tmp_path):
@@ -235,15 +261,15 @@ def test_hostile_names_and_logs_are_text(tmp_path):
     )
     source = (tmp_path / "sweep.json").read_text()
     for i, name in enumerate(names):
-        source = source.replace(name.replace('"', '\\"'), f"t{i}")  # a name is also a folder's
+        source = source.replace(name.replace('"', '\\"'), f"t{i}<u>")  # a name is also a folder's
     (tmp_path / "sweep.json").write_text(source)
     run = RUN | {"git": {"revision": EVIL, "dirty": True}, "devices": [{"kind": EVIL, "count": 1}]}
     for i in range(3):
-        write_trial(tmp_path, f"t{i}", finished(0.5 + i / 100), run=run)
-    write_trial(tmp_path, "t3", [], status="failed", error=EVIL, log=EVIL)
-    text, _ = make(tmp_path)
+        write_trial(tmp_path, f"t{i}<u>", finished(0.5 + i / 100), run=run)
+    write_trial(tmp_path, "t3<u>", [], status="failed", error=EVIL, log=EVIL)
+    text, page = make(tmp_path)
     assert "<script>alert(1)" not in (tmp_path / "report.html").read_text()
-    assert text.count("alert(1)") > 10
+    assert text.count("alert(1)") > 10 and "u" not in page.tags
 
 
 def test_the_end_of_a_log(tmp_path):

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 
 import pytest
 from made_up_sweep import CONFIG, finished, write_sweep, write_trial
@@ -71,16 +72,42 @@ def test_models_are_measured_once_and_kept(sweep, capsys):
     assert any("against inference, images/s (cpu)" in spoken for spoken in page.spoken)
 
 
+def test_the_front_is_of_the_fast_and_the_good(sweep):
+    folder, names = sweep
+    rates = dict(zip(names, (5.0, 5.0, 9.0, 2.0), strict=True))
+    kept_rates = {(forward_of(folder / "trials" / n), "TPU v4", 32): rate for n, rate in rates.items()}
+    speed._write(folder / "inference_speed.csv", kept_rates)
+    for name, score in zip(names, (0.5, 0.4, 0.3, 0.45), strict=True):
+        shutil.rmtree(folder / "trials" / name)
+        write_trial(folder, name, finished(score), config=CONFIGS[name.split("_")[1].split("-")[0]])
+    _, page = make(folder)
+    fronts = [spoken for spoken in page.spoken if "images/s" in spoken]
+    assert fronts[0].endswith("4 settings. Pareto front: kind plain; kind wide.")
+
+
 def test_what_was_measured_elsewhere_counts_if_it_is_whole(sweep):
     folder, names = sweep
     forwards = [forward_of(folder / "trials" / name) for name in names]
     speed._write(folder / "inference_speed.csv", {(f, "TPU v4", 32): 10.0 for f in forwards[1:]})
     found = inference_speeds(folder, names[:3], batch_size=32, measure=True)
     assert found.device == "TPU v4" and set(found.by_trial.values()) == {10.0} and not found.missing
+    found = inference_speeds(folder, [names[0], names[3]], batch_size=32, measure=True)
+    assert found.device == "TPU v4"  # 8x8 without options was measured as `dropped`
+    found = inference_speeds(folder, names[3:], batch_size=2, measure=True)  # other batches: measured here
+    assert found.device == "cpu" and found.batch_size == 2
     lines = (folder / "inference_speed.csv").read_text().splitlines()
     (folder / "inference_speed.csv").write_text("\n".join([*lines[:2], "torn,x"]))
     found = inference_speeds(folder, names, batch_size=32, measure=False)
     assert found.device == "TPU v4" and set(found.by_trial) == set(names[:2])
+
+
+def test_what_was_measured_elsewhere_in_part_is_measured_here(sweep):
+    folder, names = sweep
+    forward = forward_of(folder / "trials" / names[0])
+    speed._write(folder / "inference_speed.csv", {(forward, "TPU v4", 2): 10.0})
+    found = inference_speeds(folder, names[:3], batch_size=2, measure=True)
+    assert found.device == "cpu" and set(found.by_trial) == set(names[:3])
+    assert [row["device"] for row in kept(folder)] == ["TPU v4", "cpu", "cpu"]
 
 
 def test_a_model_that_cannot_be_built_is_named_and_others_go_on(sweep):

@@ -51,7 +51,7 @@ def heat_map(
     axes: tuple[str, str],
     label: str,
 ) -> str:
-    """A grid of coloured cells with their values in them; the best is framed, an unmeasured one is a dash.
+    """A grid of coloured cells with their values in them; the best are framed, an unmeasured one is a dash.
 
     Args:
       key: sets ids apart, see `curves.svg`.
@@ -86,9 +86,8 @@ def heat_map(
             plot.add_patch(Rectangle((j - 0.46, i - 0.43), 0.92, 0.86, facecolor=color, linewidth=0))
             text = number(value, percent)
             plot.text(j, i, text, ha="center", va="center_baseline", color="white" if dark else "black")
-        if np.isfinite(values).sum() > 1:
-            at = int((np.nanargmin if lower else np.nanargmax)(values))
-            i, j = divmod(at, width)
+        best = (np.nanmin if lower else np.nanmax)(values)
+        for i, j in np.argwhere(values == best) if np.isfinite(values).sum() > 1 else ():
             # In the gap between cells, where it is seen on light and dark pages alike.
             frame = Rectangle((j - 0.5, i - 0.49), 1, 0.98, fill=False, edgecolor=TEXT, linewidth=1.8)
             frame.set_clip_on(False)

@@ -309,7 +309,8 @@ class Page:
             label=f"{self.metric} of {title or 'all settings'}. {cells}",
         )
         head = f"<h3>{escape(title)}</h3>" if title else ""
-        return f'<figure class="card">{head}{svg}</figure>'
+        width = float(svg.split('viewBox="', 1)[1].split()[2])  # in points; few cells are not to fill a card
+        return f'<figure class="card">{head}<div style="max-width:{1.45 * width:.0f}px">{svg}</div></figure>'
 
     def heat_caption(self) -> str:
         """What stands in a cell."""
@@ -320,7 +321,7 @@ class Page:
         if rest:
             what = "the best of" if self.others == "best" else "the mean over"
             text += f" A cell is {what} the finished settings that differ in {', '.join(rest)}."
-        text += " One scale of colours for all; the best cell of a map is framed, a dash is not finished."
+        text += " One scale of colours for all; the best of a map is framed, a dash is not finished."
         return text
 
     def compute(self) -> str:
@@ -403,7 +404,7 @@ class Page:
         return (
             f'<div class="card"><figure>{svg}{legend(names)}'
             f'<figcaption class="caption">{escape(caption)}</figcaption></figure>'
-            f"<details><summary>{len(by_x)} settings on the front</summary>"
+            f"<details><summary>On the front: {len(by_x)} of {len(settings)} settings</summary>"
             f'<div class="scroll">{front_table}</div></details></div>'
         )
 
