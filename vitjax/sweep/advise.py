@@ -249,8 +249,8 @@ def _verdict(evidence: Evidence, axis: str, values: Sequence[Any], value: Any, g
             f"no clear winner: {label(value)} over {label(base)}: {numbers}, better in {better} of {gain.n}"
         )
     if gain.mean <= 0:
-        nearest = "" if len(values) == 2 else ", the nearest"
-        return f"{label(base)} is best: {label(value)}{nearest}, gives {numbers}"
+        nearest = "" if len(values) == 2 else ", the nearest,"
+        return f"{label(base)} is best: {label(value)}{nearest} gives {numbers}"
     text = f"{label(value)} is best on average: {numbers} over {label(base)}"
     rivals = [
         label(other)
