@@ -59,6 +59,7 @@ def test_peers_read_what_is_written(tmp_path, params):
     save(tmp_path / "a.safetensors", params, names="timm")
     with safetensors.safe_open(tmp_path / "a.safetensors", "np") as opened:
         assert opened.metadata() == {"format": "pt"}
+    assert int.from_bytes((tmp_path / "a.safetensors").read_bytes()[:8], "little") % 8 == 0  # aligned
     read = safetensors.numpy.load_file(tmp_path / "a.safetensors")
     expected = to_timm(params)
     assert read.keys() == expected.keys()

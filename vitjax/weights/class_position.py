@@ -95,8 +95,8 @@ def _model_grid(tokens: int, grid: Grid | None) -> tuple[Grid, int]:
 def _square(entries: int) -> tuple[Grid, int] | None:
     """The square grid of as many entries, or of one less (then 1 stands before it). No number is both."""
     for prefix in (0, 1):
-        side = math.isqrt(max(entries - prefix, 0))
-        if side and side * side == entries - prefix:
+        side = math.isqrt(entries - prefix)
+        if side * side == entries - prefix:
             return (side, side), prefix
     return None
 

@@ -105,7 +105,7 @@ def fit(
         for target, shape in zip(move.targets, shapes_of(move, stored.shape), strict=False):
             slot = wanted.get(target)
             if slot is None:
-                if left_out(target, re.sub(r"encoderblock_\d+", "encoderblock", target)):
+                if left_out(target):
                     found.dropped.append(target)
                 else:
                     found.extra[target] = f"{target} {shown(shape)}{_if_other(move.entry, target)}"

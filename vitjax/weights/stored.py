@@ -32,13 +32,8 @@ class Stored:
         return math.prod(self.shape) * self.dtype.itemsize
 
     def read(self, out: np.ndarray | None = None) -> np.ndarray:
-        """The array, in its own dtype; without a copy in `out`, where that has the same dtype and layout."""
-        if (
-            out is None
-            or self.fortran
-            or (out.dtype, out.shape) != (self.dtype, self.shape)
-            or not out.flags.c_contiguous
-        ):
+        """The array, in its own dtype; in `out`, which is in C order, if that is of the same kind."""
+        if out is None or self.fortran or (out.dtype, out.shape) != (self.dtype, self.shape):
             out = np.empty(self.shape[::-1] if self.fortran else self.shape, self.dtype)
         self.fill(out.reshape(-1).view(np.uint8))
         return out.T if self.fortran else out

@@ -55,11 +55,10 @@ def heads_in(shapes: Mapping[str, tuple[int, ...]]) -> Callable[[str], int]:
     """Looks up the number of heads by the shapes of the target, where kernels of queries are `[D, H, Dh]`."""
     queries = {name.removesuffix("/query/kernel"): s for name, s in shapes.items() if s and len(s) >= 3}
     queries = {name: shape[-2] for name, shape in queries.items() if f"{name}/query/kernel" in shapes}
-    usual = next(iter(queries.values()), 1)
 
     def num_heads(name: str) -> int:
         own = name.rsplit("/", 2)[0]
-        return queries.get(own, queries.get(re.sub(r"encoderblock_\d+", "encoderblock", own), usual))
+        return queries.get(own, queries.get(re.sub(r"encoderblock_\d+", "encoderblock", own), 1))
 
     return num_heads
 
