@@ -58,3 +58,8 @@ def test_unknown_sizes_are_named():
         durations.steps({"log_epochs": 1}, "log", batch_size=8, num_examples=None, total_steps=1)
     with pytest.raises(UserError, match="total_steps"):
         durations.steps({"log_percent": 0.5}, "log", batch_size=8, num_examples=8, total_steps=None)
+
+
+def test_a_missing_length_is_not_said_to_be_a_share_of_itself():
+    with pytest.raises(UserError, match=r"set one of total_steps, total_epochs, total_examples\.$"):
+        durations.steps({}, "total", batch_size=64, num_examples=100, total_steps=None)

@@ -56,7 +56,8 @@ def steps(
         raise errors.UserError(f"{both} say the same thing in different units; keep one of them.")
     if not given:
         if default is REQUIRED:
-            raise errors.UserError(f"The duration {name!r} is missing: set one of {', '.join(keys(name))}.")
+            valid = [key for key in keys(name) if total_steps or not key.endswith("_percent")]
+            raise errors.UserError(f"The duration {name!r} is missing: set one of {', '.join(valid)}.")
         return default
     ((unit, value),) = given.items()
     value = _checked(f"{name}_{unit}", unit, value)

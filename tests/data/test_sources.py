@@ -338,3 +338,8 @@ def test_two_idx_sets_in_a_folder(mnist):
 def test_folder_without_idx(tmp_path):
     with pytest.raises(UserError, match="no IDX files"):
         open_source(f"arrays:{tmp_path}")
+
+
+def test_a_bare_name_may_be_meant_as_one_of_tfds():
+    with pytest.raises(UserError, match=r"'tfds:imagenet2012'"):
+        open_source("imagenet2012")

@@ -90,12 +90,18 @@ def splits_of(data: str) -> Splits:
     if kind not in _KINDS:
         usages = ", ".join(usage for usage, _ in _KINDS.values())
         raise UserError(
-            f"data={data!r}: no source is called {kind!r}.{nearest(kind, _KINDS)} Sources: {usages}."
+            f"data={data!r}: no source is called {kind!r}.{nearest(kind, _KINDS) or _as_tfds(data)} "
+            f"Sources: {usages}."
         )
     usage, opener = _KINDS[kind]
     if bool(argument) != (":" in usage):
         raise UserError(f"data={data!r} should have the form {usage!r}.")
     return opener(argument)
+
+
+def _as_tfds(data: str) -> str:
+    """A hint for big_vision's way of naming data sets of TFDS, without a kind."""
+    return "" if ":" in data else f" A data set of TFDS is 'tfds:{data}'."
 
 
 def open_source(data: str, split: str = "train") -> Source:
