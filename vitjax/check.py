@@ -14,7 +14,7 @@ from vitjax.train_state import TrainState
 def check(config: ConfigDict) -> int:
     """Prints parameters, memory, lengths, devices, placements and the batch of a run; returns 0."""
     run = experiment_lib.build(config)
-    state = run.abstract_state
+    state, starting = run.abstract_state, initial_weights(run)
     print(parameter_overview.get_parameter_overview(state.params, include_stats=False))
     print()
     for title, lines in (
@@ -23,7 +23,7 @@ def check(config: ConfigDict) -> int:
         ("optimizer", run.optimizer.describe().splitlines()),
         ("devices", devices(run)),
         ("batch", batch(run)),
-        ("starting weights", initial_weights(run)),
+        ("starting weights", starting),
         ("evaluators", [f"{name}: every {every} steps" for name, (every, _) in run.evaluators.items()]),
     ):
         print(f"{title}:")
