@@ -1,4 +1,4 @@
-"""The fine-tunings of "How to train your ViT?" (arXiv 2106.10270, section 3.5): 34 at each resolution, of two.
+"""The fine-tunings of "How to train your ViT?" (arXiv 2106.10270, section 3.5): 34 at each of 2 resolutions.
 
     python -m vitjax.sweep run --sweep configs/sweeps/transfer.py:vit_s16 --workdir W
 
