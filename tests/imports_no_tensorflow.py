@@ -16,6 +16,7 @@ def main() -> int:
     sys.path.insert(0, str(ROOT))
     import vitjax
     from vitjax import config
+    from vitjax.sweep import trials
 
     modules = [module.name for module in pkgutil.walk_packages(vitjax.__path__, "vitjax.")]
     for name in modules:
@@ -23,6 +24,8 @@ def main() -> int:
     configs = [path for path in sorted((ROOT / "configs").glob("*.py")) if path.stem != "common"]
     for path in configs:
         config.load(str(path))
+    for path in (ROOT / "configs/sweeps").glob("*.py"):
+        trials.read(str(path))
     found = [name for name in FORBIDDEN if name in sys.modules]
     print(f"{len(modules)} modules and {len(configs)} configs imported, TensorFlow: {found or 'absent'}")
     return 1 if found else 0

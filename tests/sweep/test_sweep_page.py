@@ -303,3 +303,9 @@ def test_axes_are_chosen_by_role_then_by_what_varies():
     assert choose(dict(lr=[1, 2, 3], b1=two)) == (None, "b1", "lr")
     assert choose(dict(model=["a", "b"])) == (None, None, "model")
     assert choose(dict(model=["a"], lr=[1])) == (None, None, None)
+
+
+def test_ticks_that_differ_read_differently():
+    assert [figures.scientific(x) for x in (500, 12500, 1e12, 1.25e12, 2e-5)] == [
+        "500", "12500", "1e12", "1.25e12", "2e-5",
+    ]  # fmt: skip

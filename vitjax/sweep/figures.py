@@ -190,8 +190,11 @@ def _name_points(plot: Any, points: Series, right: bool) -> None:
 
 
 def scientific(value: float) -> str:
-    """A tick of a logarithmic axis: plain up to five digits, else as in 1e18."""
-    return f"{value:g}" if 1e-3 <= value < 1e5 else f"{value:.0e}".replace("e+0", "e").replace("e+", "e")
+    """A tick of a logarithmic axis: plain up to five digits, else as in 1e18 or 1.25e18."""
+    if 1e-3 <= value < 1e5:
+        return f"{value:g}"
+    mantissa, exponent = f"{value:.2e}".split("e")  # matplotlib puts ticks in between on short axes
+    return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
 
 
 def spread(
