@@ -27,7 +27,7 @@ SWEEP = """
 from vitjax.sweep import grid
 
 def get_sweep():
-    lrs = [1e-3 * (1 + i / 10) for i in range({trials} // 2)]
+    lrs = [round(1e-3 * (1 + i / 10), 5) for i in range({trials} // 2)]
     overrides = {{"total_steps": {steps}, "evals.val.log_percent": 0.25, "ckpt_percent": 0.5}}
     return grid.Sweep({config!r}, grid.keys({{"lr": lrs}}), seeds=(0, 1), overrides=overrides)
 """
@@ -50,7 +50,7 @@ def main() -> None:
             workdir = pathlib.Path(folder) / cache
             seconds = run(sweep, workdir, pathlib.Path(folder) / "compiled")
             rows.append(row(cache, seconds, workdir, args.steps))
-            print(rows[-1])
+            print(rows[-1], flush=True)
     print(measure.write("sweep_overhead", rows, PACKAGES))
 
 

@@ -191,7 +191,7 @@ def refusal(capsys, *args):
         ("--config.task.name=clasify", r"Did you mean 'classify'"),
         ("--config.task.loss=sigmoid", r"sigmoid_xent"),
         ("--config.task.smoothing=0.1", r"'task\.smoothing'.*Did you mean 'label_smoothing'"),
-        ("--config.optax.b3=0.1", r"no config section 'optax'"),
+        ("--config.optax.b3=0.1", r"has no option 'b3'"),
         ("--config.schedule.warmup=3", r"warmup"),
         ("--config.schedule.decay_type=cosin", r"Did you mean 'cosine'"),
         ("--config.evals.val.type=acuracy", r"Did you mean 'accuracy'"),

@@ -78,6 +78,8 @@ def run(
         show.print(f"the end of {folder.log(row.name)}:\n{folder.log_end(row.name)}")
     if code:
         show.print("stopped: the same command goes on from there")
+    elif share is None:
+        show.print(f"table and page: python -m vitjax.sweep report --workdir {folder.path}")
     return code or (3 if failed else 0)
 
 
