@@ -152,3 +152,20 @@ def test_the_small_study_steps():
     (trial,) = trials.read(small).trials.values()
     _, losses = take_steps(experiment.build(trial.load()))
     np.testing.assert_allclose(losses[0], 10 * np.log(2), rtol=1e-5)
+
+
+def test_runs_that_share_programs_trace_the_step_once_and_train_as_if_alone():
+    def trained(programs, **numbers):
+        run = build("configs/quickstart.py", total_steps=10, model__depth=1, **numbers)
+        run = experiment.build(run.config, programs)
+        state, _ = take_steps(run, 3)
+        return jax.tree.map(np.asarray, state.params)
+
+    shared = {}
+    trained(shared, seed=1, lr=1e-2)
+    (step,) = [program for (name, _), program in shared.items() if name == "step"]
+    alone, together = trained({}, seed=2, lr=1e-3), trained(shared, seed=2, lr=1e-3)
+    jax.tree.map(np.testing.assert_array_equal, alone, together)
+    assert len(shared) == 2 and step._cache_size() == 1
+    trained(shared, wd=0.0)
+    assert len(shared) == 4  # no decay at all is another program

@@ -26,6 +26,9 @@ from vitjax.errors import UserError, nearest
 from vitjax.train_state import Hyperparameters, TrainState, is_logged, make_init, make_step
 
 
+MOST_PROGRAMS = 24  # jitted functions that experiments of one process keep in common
+
+
 @dataclasses.dataclass(frozen=True)
 class Input:
     """Section `input`: where training examples come from and what happens to them.
@@ -78,6 +81,7 @@ class Experiment:
       batch_spec: shapes of the global batch as it reaches the device.
       abstract_state: the train state by shape, with shardings.
       evaluators: `{name: (interval in steps, evaluator)}`.
+      programs: jitted functions by what they depend on, see `build`.
     """
 
     config: ConfigDict
@@ -94,6 +98,7 @@ class Experiment:
     batch_spec: dict[str, jax.ShapeDtypeStruct]
     abstract_state: TrainState
     evaluators: dict[str, tuple[int, Any]]
+    programs: dict[tuple[str, str], Callable]
 
     def steps(self, name: str, default: int | None = None) -> int | None:
         """The duration `name` of the config in steps."""
@@ -124,9 +129,10 @@ class Experiment:
         if loaded := self.initial_weights():
             tell(loaded.report)
             given = model_init.place(loaded.params, self.abstract_state.params)
-        jitted = jax.jit(
-            lambda rng, given: init(zeros(), rng, given), out_shardings=state_placement(self.abstract_state)
-        )
+        placement = state_placement(self.abstract_state)
+        jitted = self._shared("init", lambda: jax.jit(
+            lambda rng, given: init(zeros(), rng, given), out_shardings=placement
+        ))  # fmt: skip
         return jitted(self.hyperparameters.rng, given)
 
     def initial_weights(self) -> weights.Loaded | None:
@@ -172,16 +178,30 @@ class Experiment:
             update_ema=optim.ema.create(**settings.ema) if settings.ema is not None else None,
             accumulation=settings.grad_accum,
         )
-        jitted = jax.jit(
-            step,
-            donate_argnums=0,
-            out_shardings=(state_placement(self.abstract_state), None),
-            compiler_options=compiler.options(self.model),
-        )
+        placement = (state_placement(self.abstract_state), None)
+        options = compiler.options(self.model)
+        jitted = self._shared("step", lambda: jax.jit(
+            step, donate_argnums=0, out_shardings=placement, compiler_options=options
+        ))  # fmt: skip
         everywhere = jax.sharding.NamedSharding(self.mesh, jax.P())
         # Put on all devices of all processes by jit: device_put serves those of this process alone.
         hyper = jax.jit(lambda hyper: hyper, out_shardings=everywhere)(self.hyperparameters)
         return lambda state, batch: jitted(state, batch, hyper)
+
+    def _shared(self, name: str, make: Callable[[], Callable]) -> Callable:
+        """The jitted function of this name from `programs`; the first experiment that needs it makes it.
+
+        What it depends on is the whole config but for arguments of the program (seed, learning rate, weight
+        decay unless it is 0), where it starts, and what is beside the step.
+        """
+        config = plain(self.config)
+        beside = ("seed", "lr", "wd", "model_init", "evals", "best_metric", "keep_last", "report")
+        static = {key: value for key, value in config.items() if key not in beside}
+        key = repr((static, bool(self.optimizer.wd), self.num_classes, self.batch_spec, self.mesh))
+        program = self.programs.setdefault((name, key), make())
+        while len(self.programs) > MOST_PROGRAMS:  # each keeps its machine code in memory
+            del self.programs[next(iter(self.programs))]
+        return program
 
     @functools.cached_property
     def hyperparameters(self) -> Hyperparameters:
@@ -215,8 +235,13 @@ def state_placement(abstract_state: TrainState) -> Any:
     return jax.tree.map(lambda leaf: leaf.sharding, abstract_state)
 
 
-def build(config: ConfigDict) -> Experiment:
+def build(config: ConfigDict, programs: dict[tuple[str, str], Callable] | None = None) -> Experiment:
     """Builds what the config names.
+
+    Args:
+      config: as `vitjax.config.load` returns it.
+      programs: a dict that experiments of one process may share, so that those that differ in seed, learning
+        rate and weight decay alone trace and load the step once. It must not outlive a change of the code.
 
     Raises:
       UserError: a key nobody reads, a value that does not fit, or data that is not there.
@@ -247,7 +272,7 @@ def build(config: ConfigDict) -> Experiment:
 
     experiment = Experiment(
         config, settings, data, source, num_classes, preprocess, mesh, model, task, optimizer, total_steps,
-        batch_spec, abstract_state, {},
+        batch_spec, abstract_state, {}, {} if programs is None else programs,
     )  # fmt: skip
     for name, section in settings.evals.items():
         experiment.evaluators[name] = _build_evaluator(experiment, name, section)

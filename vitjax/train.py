@@ -31,11 +31,13 @@ from vitjax.train_state import TrainState
 CHECKPOINTS = "checkpoints"
 
 
-def train(config: ConfigDict, workdir: pathlib.Path, stop: Preempted) -> int:
+def train(
+    config: ConfigDict, workdir: pathlib.Path, stop: Preempted, programs: dict[Any, Any] | None = None
+) -> int:
     """Trains to the end of the schedule, or until `stop` says so; returns the exit code.
 
     A workdir that holds checkpoints of the same config is gone on with. The result is bit for bit that of an
-    uninterrupted run on as many devices.
+    uninterrupted run on as many devices. `programs` is that of `experiment.build`.
 
     Raises:
       UserError: something the user can mend. What was saved before stays.
@@ -44,7 +46,7 @@ def train(config: ConfigDict, workdir: pathlib.Path, stop: Preempted) -> int:
     wall = WallTime(earlier_times(workdir))
     with contextlib.ExitStack() as opened:
         with wall.phase("start-up"):
-            run = experiment_lib.build(config)
+            run = experiment_lib.build(config, programs)
             checkpointer = opened.enter_context(open_checkpoints(run, workdir))
             told: list[str] = []
             start_step, state = checkpointer.restore(run.abstract_state) or (0, run.init_state(told.append))

@@ -199,6 +199,10 @@ def run_trial(folder: Folder, trial: Trial, stop: Callable[[int], bool], worker:
     )
 
 
+# Jitted functions that trials of one worker share.
+_PROGRAMS: dict[Any, Any] = {}
+
+
 def train(trial: Trial, workdir: pathlib.Path, stop: Any) -> int:
     """Trains a trial in its workdir, as `vitjax.main` does; returns its exit code."""
     from vitjax.main import set_matmul_precision
@@ -211,7 +215,7 @@ def train(trial: Trial, workdir: pathlib.Path, stop: Any) -> int:
             "file back, or start a sweep in another --workdir."
         )
     set_matmul_precision(config)
-    return train(config, workdir, stop)
+    return train(config, workdir, stop, _PROGRAMS)
 
 
 def note_death(folder: Folder, plan: Plan, worker: str, log: pathlib.Path) -> list[str]:
