@@ -25,7 +25,6 @@ from vitjax.data.sources import open_source
 from vitjax.errors import UserError, nearest
 from vitjax.train_state import Hyperparameters, TrainState, is_logged, make_init, make_step
 
-
 MOST_PROGRAMS = 24  # jitted functions that experiments of one process keep in common
 
 
