@@ -144,24 +144,24 @@ class Experiment:
     @property
     def patch_grid(self) -> tuple[int, int] | None:
         """(height, width) of the grid of patches that the model makes of an image, None if it makes none."""
-        stem = jax.eval_shape(lambda *args: self._forward(*args)[1].get("stem"), *self._forward_args(1))
+        stem = jax.eval_shape(lambda *args: self._forward(*args)[1].get("stem"), *self._forward_args())
         return None if stem is None else stem.shape[1:3]
 
     @functools.cached_property
     def macs_per_image(self) -> int | None:
         """Multiply-accumulates of the forward pass for one image; None where they cannot be counted."""
         try:
-            return multiply_accumulates(lambda *args: self._forward(*args)[0], *self._forward_args(1))
+            return multiply_accumulates(lambda *args: self._forward(*args)[0], *self._forward_args())
         except ValueError:  # a kernel that runs its body once a block
             return None
 
     def _forward(self, params: Any, model_state: Any, batch: dict, rng: jax.Array) -> tuple[Any, dict]:
         return self.task.predict(params, model_state, self.preprocess.device(batch, rng))
 
-    def _forward_args(self, rows: int) -> tuple:
-        """Arguments of `_forward` by shape, for a batch of so many images."""
+    def _forward_args(self) -> tuple:
+        """Arguments of `_forward` by shape, for one image."""
         spec = {
-            key: jax.ShapeDtypeStruct((rows, *leaf.shape[1:]), leaf.dtype)
+            key: jax.ShapeDtypeStruct((1, *leaf.shape[1:]), leaf.dtype)
             for key, leaf in self.batch_spec.items()
         }
         state = self.abstract_state
