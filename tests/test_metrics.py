@@ -143,6 +143,17 @@ def test_wall_time_charges_the_innermost_phase():
         pass
 
 
+def test_a_phase_may_find_out_what_it_was():
+    clock = Clock()
+    wall = metrics.WallTime(clock=clock)
+    with wall.phase("data wait"):
+        clock.now += 2
+        wall.charge_to("step")
+    with wall.phase("data wait"):
+        clock.now += 1
+    assert wall.split()["step"] == 2 and wall.split()["data wait"] == 1
+
+
 def test_wall_time_continues_over_a_resume():
     clock = Clock()
     wall = metrics.WallTime({"step": 7.0, "of another version": 2.0}, clock=clock)

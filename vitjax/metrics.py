@@ -247,6 +247,10 @@ class WallTime:
             self._charge()
             self._open.pop()
 
+    def charge_to(self, name: str) -> None:
+        """Charges the innermost open phase to another one after all, from its last nested phase on if any."""
+        self._open[-1] = name
+
     def split(self) -> dict[str, float]:
         """Seconds by phase up to now, in the order of PHASES."""
         self._charge()

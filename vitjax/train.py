@@ -50,7 +50,8 @@ def train(
             checkpointer = opened.enter_context(open_checkpoints(run, workdir))
             told: list[str] = []
             start_step, state = checkpointer.restore(run.abstract_state) or (0, run.init_state(told.append))
-            describe_run(run, workdir, wall)
+            describe_run(run, workdir)
+            note_times(run, workdir, wall)
             main_process = jax.process_index() == 0
             writer = opened.enter_context(MetricWriter(workdir if main_process else None, start_step))
             loader = opened.enter_context(contextlib.closing(run.batches(start_step)))
@@ -77,6 +78,8 @@ def train(
         while step < run.total_steps and not leaving:
             with wall.phase("data wait"):
                 host_batch, batch = next(batches)
+                if recorder.devices_busy:  # the batch came in time: nobody waited for it
+                    wall.charge_to("step")
             with wall.phase("step" if step > start_step else "compile"):
                 state, metrics = train_step(state, batch)
             step += 1
@@ -94,13 +97,13 @@ def train(
                 if leaving or due(step, save_every, run) or keep_best in results:
                     with wall.phase("checkpoint"):
                         checkpointer.save(step, state, metrics=results)
-                        describe_run(run, workdir, wall)
+                        note_times(run, workdir, wall)
                         progress.log("saving checkpoint")
 
         with wall.phase("checkpoint"):
             checkpointer.wait()
         writer.flush()
-        describe_run(run, workdir, wall)
+        note_times(run, workdir, wall)
         progress.print(wall.summary())
         if leaving and step < run.total_steps:
             progress.print(f"stopped at step {step}, saved: the same command goes on from there")
@@ -139,6 +142,11 @@ class Recorder:
         self._pending.append((step, metrics, ids))
         while len(self._pending) > self.LAG:
             self._record(*self._pending.popleft())
+
+    @property
+    def devices_busy(self) -> bool:
+        """Whether the devices are still at the step that was handed to them last."""
+        return bool(self._pending) and not self._pending[-1][1]["training_loss"].is_ready()
 
     def settle(self) -> None:
         """Waits for all steps so far. A state is saved or evaluated only after this has passed."""
@@ -272,13 +280,19 @@ def headline(run: Experiment) -> str:
     )
 
 
-def describe_run(run: Experiment, workdir: pathlib.Path, wall: WallTime) -> None:
-    """Writes config, parameter overview, versions, devices, git revision and times into the workdir."""
+def describe_run(run: Experiment, workdir: pathlib.Path) -> None:
+    """Writes config and parameter overview into the workdir."""
     if jax.process_index() != 0:
         return
     files.replace(workdir / "config.json", run.config.to_json_best_effort(indent=2) + "\n")
     overview = parameter_overview.get_parameter_overview(run.abstract_state.params, include_stats=False)
     files.replace(workdir / "parameters.txt", overview + "\n")
+
+
+def note_times(run: Experiment, workdir: pathlib.Path, wall: WallTime) -> None:
+    """Writes `run.json`: versions, devices, git revision, sizes, and the wall time up to now."""
+    if jax.process_index() != 0:
+        return
     about = dict(
         total_steps=run.total_steps,
         batch_size=run.input.batch_size,
