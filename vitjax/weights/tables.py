@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vitjax.weights.timm_names import Layout, Table
+from vitjax.weights.templates import Templates, fill
+from vitjax.weights.timm_names import Table
 
 
 class Move(NamedTuple):
@@ -33,19 +34,20 @@ def moves(
     """The moves by a table, and those names that it has no place for.
 
     Args:
-      table: their general names, `{i}` for a number, to layouts and our names, in which `{i}` is the same
-        number and `{i+1}` the next (`timm_names.ALL`).
+      table: templates of their names to layouts and our names (`timm_names.ALL`).
       names: of the file's arrays.
       num_heads: the number of heads of the attention that one of our names belongs to.
     """
-    patterns = [(_pattern(theirs), layout, ours) for theirs, (layout, ours) in table.items()]
+    templates = Templates(table)
     found, unknown = [], []
     for name in names:
-        row = _row(patterns, name)
+        row = templates.find(name)
         if row is None:
             unknown.append(name)
             continue
-        layout, targets = row
+        theirs, numbers = row
+        layout, ours = table[theirs]
+        targets = tuple(fill(path, numbers) for path in ((ours,) if isinstance(ours, str) else ours))
         heads = num_heads(targets[0])
         found.append(Move(name, targets, lambda x, layout=layout, heads=heads: layout.into(x, heads)))
     return found, unknown
@@ -61,25 +63,3 @@ def heads_in(shapes: Mapping[str, tuple[int, ...]]) -> Callable[[str], int]:
         return queries.get(own, queries.get(re.sub(r"encoderblock_\d+", "encoderblock", own), 1))
 
     return num_heads
-
-
-def _pattern(theirs: str) -> re.Pattern[str]:
-    parts = re.split(r"\{(\w+)\}", theirs)
-    return re.compile(
-        "".join(rf"(?P<{part}>\d+)" if i % 2 else re.escape(part) for i, part in enumerate(parts))
-    )
-
-
-def _row(patterns, name: str) -> tuple[Layout, tuple[str, ...]] | None:
-    for pattern, layout, ours in patterns:
-        if match := pattern.fullmatch(name):
-            paths = (ours,) if isinstance(ours, str) else ours
-            return layout, tuple(_fill(path, match.groupdict()) for path in paths)
-    return None
-
-
-def _fill(template: str, numbers: Mapping[str, str]) -> str:
-    """One of our names, with numbers for its marks `{i}` and `{i+1}`."""
-    return re.sub(
-        r"\{(\w+?)(\+1)?\}", lambda mark: str(int(numbers[mark[1]]) + (mark[2] is not None)), template
-    )

@@ -5,14 +5,14 @@ Another architecture joins by a table of its own.
 """
 
 import dataclasses
-import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.traverse_util
 import numpy as np
 
 from vitjax.errors import UserError, nearest
+from vitjax.weights.templates import Templates, fill, marked, match
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +55,8 @@ OUT_OF_HEADS = Layout(  # [D, H*Dh] and [H, Dh, D]
     lambda arrays: arrays[0].reshape(-1, arrays[0].shape[-1]).T,
 )
 
-# {i} stands for the number of a block, or of a stage with {j} for its unit; {i+1} where ours count from one.
+# Their names to the layout and the names of ours (see `templates`): {i} is the number of a block, or of a
+# stage with {j} for its unit; {i+1} where one side counts from one.
 Table = dict[str, tuple[Layout, str | tuple[str, ...]]]
 
 
@@ -143,48 +144,24 @@ def table_of(params: Mapping[str, Any]) -> Table:
     return HYBRID if "block1" in params else ROOT_HYBRID
 
 
-_NUMBER = re.compile(r"(?<=blocks\.|stages\.)\d+(?=\.)")
-
-
-def _general(name: str) -> str:
-    """Their name with marks for the numbers: `stages.0.blocks.1.` becomes `stages.{i}.blocks.{j}.`."""
-    marks = iter("ij")
-    return _NUMBER.sub(lambda number: f"{{{next(marks, number[0])}}}", name)
-
-
-def _fill(template: str, numbers: Sequence[int]) -> str:
-    """A name of the table, with numbers for its marks."""
-    for mark, number in zip("ij", numbers, strict=False):
-        template = template.replace(f"{{{mark}}}", str(number)).replace(f"{{{mark}+1}}", str(number + 1))
-    return template
-
-
-def _numbers(template: str, names: Iterable[str]) -> list[tuple[int, ...]]:
-    """The numbers with which `template` gives one of `names`, in ascending order."""
-    firsts = [1 if plus else 0 for plus in re.findall(r"\{[ij](\+1)?\}", template)]
-    pattern = re.compile(re.sub(r"\\\{[ij](\\\+1)?\\\}", r"(\\d+)", re.escape(template)))
-    found = [match.groups() for match in map(pattern.fullmatch, names) if match]
-    numbers = [tuple(int(n) - first for n, first in zip(ns, firsts, strict=True)) for ns in found]
-    return sorted(ns for ns in numbers if all(n >= 0 for n in ns))
-
-
 def from_timm(state: Mapping[str, np.ndarray], *, num_heads: int, table: Table = ALL) -> dict[str, Any]:
     """Converts a timm state dict (name -> array, torch layouts) into our nested parameters.
 
     Blocks come out in loop form, `encoderblock_{i}`; `layers.encoder.loop_to_scan`
     stacks them. An entry the table does not know is a `UserError`.
     """
-    params = {}
+    params, templates = {}, Templates(table)
     for name, array in state.items():
-        numbers, general = [int(n) for n in _NUMBER.findall(name)], _general(name)
-        if general not in table:
+        found = templates.find(name)
+        if found is None:
             raise UserError(
-                f"The file holds {name!r}, which this model has no place for.{nearest(general, table)}"
+                f"The file holds {name!r}, which this model has no place for.{nearest(marked(name), table)}"
             )
-        layout, ours = table[general]
+        theirs, numbers = found
+        layout, ours = table[theirs]
         paths = (ours,) if isinstance(ours, str) else ours
         for path, value in zip(paths, layout.into(np.asarray(array), num_heads), strict=True):
-            params[_fill(path, numbers)] = value
+            params[fill(path, numbers)] = value
     return flax.traverse_util.unflatten_dict(params, sep="/")
 
 
@@ -193,12 +170,12 @@ def to_timm(params: Mapping[str, Any], *, table: Table | None = None) -> dict[st
     table = table_of(params) if table is None else table
     flat = flax.traverse_util.flatten_dict(dict(params), sep="/")
     state = {}
-    for general, (layout, ours) in table.items():
+    for theirs, (layout, ours) in table.items():
         paths = (ours,) if isinstance(ours, str) else ours
-        for numbers in _numbers(paths[0], flat):
-            arrays = [flat.pop(_fill(path, numbers), None) for path in paths]
+        for numbers in [n for name in flat if (n := match(paths[0], name)) is not None]:
+            arrays = [flat.pop(fill(path, numbers), None) for path in paths]
             if all(array is not None for array in arrays):
-                state[_fill(general, numbers)] = layout.back([np.asarray(array) for array in arrays])
+                state[fill(theirs, numbers)] = layout.back([np.asarray(array) for array in arrays])
     if flat:
         raise UserError(f"timm has no name for the parameter {next(iter(flat))!r}.")
     return state
