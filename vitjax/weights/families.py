@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from vitjax.errors import UserError, nearest
-from vitjax.weights import flax_names, huggingface_names, timm_names
+from vitjax.weights import flax_names, huggingface_names, timm_cait_names, timm_names
 from vitjax.weights.stored import Archive, Stored, printable
 from vitjax.weights.tables import Move, moves
 
@@ -26,11 +26,16 @@ class Family:
     recognises: Callable[[Collection[str]], bool]
     translate: Translate
     posemb: str  # a method of `position.resize`
+    wrapper: str = ""  # what its files keep all names under; empty for none, or whatever there is
     detail: Callable[[Collection[str]], str] = lambda names: ""
 
 
 def _by(table: timm_names.Table) -> Translate:
     return lambda names, num_heads: moves(table, names, num_heads)
+
+
+def _is_timm_vit(names: Collection[str]) -> bool:
+    return any(re.match(r"patch_embed\.|blocks\.\d+\.", name) for name in names)
 
 
 FAMILIES = (
@@ -39,15 +44,14 @@ FAMILIES = (
         flax_names.is_flax,
         lambda names, num_heads: (flax_names.moves(names), []),
         "corners",
-        flax_names.label,
+        detail=flax_names.label,
     ),
     Family("Hugging Face", huggingface_names.is_huggingface, _by(huggingface_names.VIT), "bicubic"),
-    Family(
-        "timm",
-        lambda names: any(re.match(r"patch_embed\.|blocks\.\d+\.", name) for name in names),
-        _by(timm_names.ALL),
-        "bicubic_aa",
-    ),
+    # facebookresearch/deit: timm's names under one key, and a way of its own to resize positions.
+    Family("official CaiT", timm_cait_names.is_cait, _by(timm_cait_names.CAIT), "bicubic", "model/"),
+    Family("official DeiT", _is_timm_vit, _by(timm_cait_names.OFFICIAL_DEIT), "bicubic", "model/"),
+    Family("timm", timm_cait_names.is_cait, _by(timm_cait_names.CAIT), "bicubic_aa"),
+    Family("timm", _is_timm_vit, _by(timm_names.ALL), "bicubic_aa"),
 )
 
 # What a whole train state keeps its parameters under. The rest of such a file is no parameter.
@@ -81,9 +85,10 @@ def recognise(archive: Archive, subtree: str) -> Weights:
     Raises:
       UserError: no such subtree, or names of no known family.
     """
-    entries, notes = archive.entries, []
+    entries, notes, around = archive.entries, [], ""
     for wrapper in _WRAPPERS:
         if inside := _below(entries, wrapper):
+            around = wrapper
             if others := len(entries) - len(inside):
                 notes.append(f"left out: {others} entries beside {wrapper!r}, which are no parameters")
             entries = inside
@@ -102,7 +107,7 @@ def recognise(archive: Archive, subtree: str) -> Weights:
         notes.append(f"left out: {len(counters)} counters ({printable(counters[0])})")
         entries = {name: stored for name, stored in entries.items() if name not in counters}
     for family in FAMILIES:
-        if family.recognises(entries):
+        if family.wrapper in ("", around) and family.recognises(entries):
             return Weights(family, entries, tuple(notes))
     inside = [
         top for top in _tops(entries) if any(f.recognises(_below(entries, f"{top}/")) for f in FAMILIES)

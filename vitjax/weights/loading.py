@@ -4,7 +4,7 @@ import dataclasses
 import math
 import pathlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -112,7 +112,8 @@ def _load(
     _check_compressed(archive, found, entries, shapes)
     params, bad = merge.read(found, entries, wanted, shapes)
     notes = list(weights.notes)
-    notes += _fit_positions(archive, params, shapes, grid, method)
+    in_file = {target for move in moves for target in move.targets}
+    notes += _fit_positions(archive, params, shapes, in_file, grid, method)
     if bad:
         more = f" and {len(bad) - 20} more" if len(bad) > 20 else ""
         raise UserError(
@@ -147,6 +148,7 @@ def _fit_positions(
     archive: Archive,
     params: dict[str, np.ndarray],
     shapes: Mapping[str, merge.Shape],
+    in_file: Collection[str],
     grid: tuple[int, int] | None,
     method: str,
 ) -> list[str]:
@@ -156,15 +158,17 @@ def _fit_positions(
     fitted = class_position.fit(
         params["pos_embedding"],
         shapes["pos_embedding"][1],
-        has_class="cls" in shapes,
+        in_model=shapes,
+        in_file=in_file,
         grid=grid,
         square=archive.kind != CHECKPOINT,
         method=method,
         path=archive.path,
     )
     params["pos_embedding"] = fitted.posemb
-    if fitted.to_class is not None and "cls" in params and fitted.to_class.any():
-        params["cls"] = params["cls"] + fitted.to_class
+    for token, position in fitted.to_tokens.items():
+        if token in params and position.any():
+            params[token] = params[token] + position
     return fitted.notes
 
 

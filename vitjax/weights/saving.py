@@ -11,7 +11,7 @@ import numpy as np
 
 from vitjax import files
 from vitjax.errors import UserError, nearest
-from vitjax.weights import flax_names, timm_names
+from vitjax.weights import flax_names, timm_cait_names, timm_names
 from vitjax.weights.stored import is_float
 from vitjax.weights.tree import flatten, is_stacked, nest, of_block
 
@@ -72,7 +72,9 @@ def _named(params: Mapping[str, Any], names: str) -> dict[str, np.ndarray]:
 
 
 def _table(params: Collection[str]) -> timm_names.Table:
-    """The names that timm has for a plain ViT, a hybrid, or one whose ResNet is but a root."""
+    """The names that timm has for a plain ViT, a CaiT, a hybrid, or one whose ResNet is but a root."""
+    if timm_cait_names.is_ours(params):
+        return timm_cait_names.CAIT
     if any(name.startswith("block1/") for name in params):
         return timm_names.HYBRID
     return timm_names.ROOT_HYBRID if "conv_root/kernel" in params else timm_names.VIT
