@@ -1,0 +1,70 @@
+"""Convolutions of image maps: dense, by groups, one filter a channel."""
+
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.typing import DTypeLike
+
+from vitjax.errors import UserError
+from vitjax.layers.dense import affine
+from vitjax.layers.patches import refuse_other_channels
+
+PADDING = ("symmetric", "same")
+
+
+def he_fan_out(key, shape, dtype=jnp.float32):
+    """He's normal initialisation of `[k, k, C / groups, D]`: deviation sqrt(2 / (k * k * D)).
+
+    As for dense convolutions in PyTorch's "kaiming_normal, fan_out" and in TensorFlow's EfficientNet.
+    """
+    return nn.initializers.variance_scaling(2.0, "fan_out", "normal")(key, shape, dtype)
+
+
+def he_depthwise(key, shape, dtype=jnp.float32):
+    """`he_fan_out` of depthwise kernels `[k, k, 1, C]`, whose groups have one output: sqrt(2 / (k * k))."""
+    return nn.initializers.normal(np.sqrt(2 / (shape[0] * shape[1])))(key, shape, dtype)
+
+
+class Conv(nn.Module):
+    """A convolution with square kernel `[k, k, C / groups, features]`: `[B, H, W, C] -> [B, h, w, features]`.
+
+    Padding `symmetric`: k // 2 zeros on every side, PyTorch's habit. `same`: TensorFlow's, the least that
+    makes h = H / stride rounded up, an odd row or column of it last; a stride of 2 over an even size
+    so sees other pixels than with `symmetric`.
+    """
+
+    features: int
+    kernel_size: int = 1
+    stride: int = 1
+    groups: int = 1
+    padding: str = "symmetric"
+    use_bias: bool = False
+    kernel_init: Callable = he_fan_out
+    dtype: DTypeLike = jnp.float32  # of the products
+
+    @nn.compact
+    def __call__(self, x):
+        """Convolves `x`; the result has `dtype`."""
+        if self.padding not in PADDING:
+            raise UserError(f"padding={self.padding!r} is none of {', '.join(map(repr, PADDING))}.")
+        shape = (self.kernel_size, self.kernel_size, x.shape[-1] // self.groups, self.features)
+        refuse_other_channels(self.get_variable("params", "kernel"), shape[2])
+        kernel = self.param("kernel", self.kernel_init, shape)
+        bias = self.param("bias", nn.initializers.zeros, (self.features,)) if self.use_bias else None
+        x = x.astype(self.dtype)
+        if self.kernel_size == 1 and self.groups == 1:
+            # As a matrix product: no backend runs its gradient as a dilated convolution.
+            return affine(x[:, :: self.stride, :: self.stride], kernel[0, 0], bias)
+        pad = "SAME" if self.padding == "same" else [(self.kernel_size // 2,) * 2] * 2
+        y = lax.conv_general_dilated(
+            x,
+            kernel.astype(self.dtype),
+            (self.stride,) * 2,
+            pad,
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            feature_group_count=self.groups,
+        )
+        return y if bias is None else y + bias.astype(y.dtype)
