@@ -17,7 +17,12 @@ import flax.linen as nn
 from vitjax.config import annotations, check_type
 from vitjax.errors import UserError, nearest
 
-FAMILIES = ("vitjax.models.vit", "vitjax.models.hybrid", "vitjax.models.deit", "vitjax.models.cait")
+FAMILIES = (
+    "vitjax.models.vit",
+    "vitjax.models.hybrid",
+    "vitjax.models.deit",
+    "vitjax.models.cait",
+)
 
 _OF_FLAX = {"parent", "name"}  # dataclass fields of every linen module
 

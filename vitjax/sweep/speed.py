@@ -21,7 +21,17 @@ ROUNDS = 5  # each model is timed once a round, so that a slow minute of the mac
 SECONDS = 0.2  # of calls in a round, at least one call
 
 # Fields of models that change nothing in inference: trials that differ in these alone share one measurement.
-TRAINING_ONLY = ("dropout", "drop_path", "drop_path_rescale", "head_bias", "head_zeroinit", "remat")
+TRAINING_ONLY = (
+    "dropout",
+    "drop_path",
+    "drop_path_uniform",
+    "drop_path_rescale",
+    "initialisation",
+    "head_bias",
+    "head_zeroinit",
+    "average_heads",
+    "remat",
+)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -34,10 +34,11 @@ def _by(table: timm_names.Table) -> Translate:
     return lambda names, num_heads: moves(table, names, num_heads)
 
 
-def _is_timm_vit(names: Collection[str]) -> bool:
-    return any(re.match(r"patch_embed\.|blocks\.\d+\.", name) for name in names)
+def _embeds_patches(names: Collection[str]) -> bool:
+    return any(name.startswith("patch_embed.") for name in names)
 
 
+_OFFICIAL = "facebookresearch/deit"
 FAMILIES = (
     Family(
         "JAX",
@@ -47,11 +48,16 @@ FAMILIES = (
         detail=flax_names.label,
     ),
     Family("Hugging Face", huggingface_names.is_huggingface, _by(huggingface_names.VIT), "bicubic"),
-    # facebookresearch/deit: timm's names under one key, and a way of its own to resize positions.
-    Family("official CaiT", timm_cait_names.is_cait, _by(timm_cait_names.CAIT), "bicubic", "model/"),
-    Family("official DeiT", _is_timm_vit, _by(timm_cait_names.OFFICIAL_DEIT), "bicubic", "model/"),
+    # timm's names below `model` are those of official DeiT and CaiT files. Positions are resized otherwise there.
+    Family(_OFFICIAL, timm_cait_names.is_cait, _by(timm_cait_names.CAIT), "bicubic", "model/"),
+    Family(_OFFICIAL, _embeds_patches, _by(timm_cait_names.OFFICIAL_DEIT), "bicubic", "model/"),
     Family("timm", timm_cait_names.is_cait, _by(timm_cait_names.CAIT), "bicubic_aa"),
-    Family("timm", _is_timm_vit, _by(timm_names.ALL), "bicubic_aa"),
+    Family(
+        "timm",
+        lambda names: any(re.match(r"patch_embed\.|blocks\.\d+\.", name) for name in names),
+        _by(timm_names.ALL),
+        "bicubic_aa",
+    ),
 )
 
 # What a whole train state keeps its parameters under. The rest of such a file is no parameter.
@@ -118,7 +124,7 @@ def recognise(archive: Archive, subtree: str) -> Weights:
         )
     raise UserError(
         f"The names in {archive.path!r} are of no family known here"
-        f" ({', '.join(f.name for f in FAMILIES)}): {_some(list(entries))}."
+        f" ({', '.join(dict.fromkeys(f.name for f in FAMILIES))}): {_some(list(entries))}."
     )
 
 

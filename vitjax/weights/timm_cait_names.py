@@ -1,8 +1,8 @@
-"""CaiT's names in timm, which are those of the official files as well."""
+"""CaiT's names in timm, which are those of the official files as well; and how official DeiT files differ."""
 
 from collections.abc import Collection
 
-from vitjax.weights.timm_names import SAME, VIT, Table, linear, norm, out, projections
+from vitjax.weights.timm_names import ALL, SAME, VIT, Table, linear, norm, out, projections
 
 _MHA = "MultiHeadDotProductAttention_0"
 
@@ -37,11 +37,8 @@ CAIT: Table = {
 }
 
 
-# DeiT III in the official files has CaiT's names for LayerScale; otherwise DeiT's are timm's.
-OFFICIAL_DEIT: Table = {
-    **{name: row for name, row in VIT.items() if ".ls" not in name},
-    **_layer_scales("blocks.{i}", _BLOCK),
-}
+# DeiT III in the official files has CaiT's names for LayerScale; otherwise DeiT's are timm's. To read only.
+OFFICIAL_DEIT: Table = {**ALL, **_layer_scales("blocks.{i}", _BLOCK)}
 
 
 def is_cait(names: Collection[str]) -> bool:
