@@ -104,7 +104,9 @@ def compare_gradients(references, grads):
         if size < EXACT_ZERO:
             assert error <= ZERO * largest, f"the gradient of {name} is {error:.1e}, not 0"
         else:
-            assert error <= GRADIENT * size, f"the gradient of {name} is off by {error / size:.1e} of its maximum"
+            assert error <= GRADIENT * size, (
+                f"the gradient of {name} is off by {error / size:.1e} of its maximum"
+            )
 
 
 def feature_maps(out):

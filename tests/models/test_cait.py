@@ -61,7 +61,8 @@ def test_published_sizes_and_costs(name, size, total, giga):
 
 
 @pytest.mark.parametrize(
-    ("name", "millions"), [("cait_xs36", 38.56), ("cait_s48", 89.53), ("cait_m24", 185.85), ("cait_xxs36", 17.30)]
+    ("name", "millions"),
+    [("cait_xs36", 38.56), ("cait_s48", 89.53), ("cait_m24", 185.85), ("cait_xxs36", 17.30)],
 )
 def test_published_sizes_in_millions(name, millions):
     total = count(shapes(models.create(name, num_classes=1000, scan=True), 224))
@@ -111,7 +112,9 @@ def test_stochastic_depth_spares_the_second_stage():
     model = models.create("cait_xxs24", **TINY, drop_path=1 - 1e-6, dropout=0.0)
     image = images(4, 32, 32, 3)
     params = randomised(model, image)
-    logits = jax.jit(lambda p: model.apply({"params": p}, image, train=True, rngs={"dropout": KEY})[0])(params)
+    logits = jax.jit(lambda p: model.apply({"params": p}, image, train=True, rngs={"dropout": KEY})[0])(
+        params
+    )
     silent = {**params, "Transformer": jax.tree.map(np.array, params["Transformer"])}
     for block in silent["Transformer"].values():
         for part in ("LayerScale_0", "LayerScale_1"):

@@ -157,7 +157,9 @@ def test_average_heads_is_of_distilled_models_only():
 @pytest.mark.parametrize("scan", [False, True])
 def test_uniform_stochastic_depth(scan):
     """Counts examples that both branches of a block leave unchanged: the rate squared, in every block."""
-    model = models.create("deit_ti16", **{**TINY, "depth": 3}, scan=scan, drop_path=0.7, drop_path_uniform=True)
+    model = models.create(
+        "deit_ti16", **{**TINY, "depth": 3}, scan=scan, drop_path=0.7, drop_path_uniform=True
+    )
     image = np.random.default_rng(0).normal(size=(512, 16, 16, 3)).astype(np.float32)
     weights = variables(model, image)
     out = jax.jit(lambda w: model.apply(w, image, train=True, rngs={"dropout": KEY})[1])(weights)
