@@ -15,7 +15,7 @@ from vitjax.weights.timm_names import from_timm, to_timm
 FORWARD = 1e-5
 # Share of the tensor's largest gradient. Seen here: at most 5e-6.
 GRADIENT = 1e-4
-# Gradients that are zero in exact arithmetic, such as those of the biases of keys, are below this in the files,
+# Gradients that are zero in exact arithmetic, such as that of a key's bias, are below this in the files,
 EXACT_ZERO = 1e-12
 # and here this share of the file's largest gradient. Seen: 7e-8.
 ZERO = 1e-6

@@ -1,4 +1,4 @@
-"""CaiT: published sizes, LayerScale by depth, two stages, forms of the stack, great depth, dtypes, mistakes."""
+"""CaiT: published sizes, LayerScale by depth, two stages, forms of the stack, depth, dtypes, mistakes."""
 
 import jax
 import jax.numpy as jnp
@@ -160,7 +160,7 @@ def test_scan_and_remat_change_nothing():
 
 
 def first_step(model, image):
-    """At initialisation: parameters; loss, RMS of the tokens and norm of the gradient by block, loss after."""
+    """The parameters at first; loss, RMS of tokens and norm of gradients by block; the loss after a step."""
     labels = jax.nn.one_hot(np.arange(len(image)) % 5, 5)
 
     @jax.jit
@@ -182,7 +182,7 @@ def first_step(model, image):
 
 
 def test_120_blocks_train_a_step():
-    """Everything stays finite, and LayerScale keeps each block so near the identity that tokens do not grow."""
+    """All is finite, and LayerScale keeps each block so near the identity that tokens do not grow."""
     fields = {"width": 32, "mlp_dim": 64, "num_heads": 2, "num_classes": 5, "scan": True}
     image = images(8, 32, 32, 3)
     params, (loss, rms, norms, after) = first_step(models.create("cait_xxs120", **fields), image)

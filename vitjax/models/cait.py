@@ -64,8 +64,9 @@ class CaiT(ViT):
             raise UserError(f"class_depth={self.class_depth!r} must be 0 or more.")
         if self.class_depth and (self.pool != "tok" or self.fc_norm):
             raise UserError(
-                f"pool={self.pool!r}, fc_norm={self.fc_norm!r}: with class attention the head reads the class "
-                "token after the final norm, pool='tok' and fc_norm=False; class_depth=0 leaves the choice."
+                f"pool={self.pool!r}, fc_norm={self.fc_norm!r}: with class attention the head reads the "
+                "class token after the final norm, pool='tok' and fc_norm=False; class_depth=0 leaves the "
+                "choice."
             )
         super().__post_init__()
 
@@ -88,7 +89,8 @@ class CaiT(ViT):
             return super().encode(x, train)
         patches, tokens = self.encoder(final_norm=False)(x, train=train)
         cls = jnp.tile(self.token("cls"), (len(x), 1, 1))
-        fields, class_tokens = self.block_fields() | {"talking_heads": False}, []
+        fields: dict[str, Any] = {**self.block_fields(), "talking_heads": False}
+        class_tokens = []
         for i in range(self.class_depth):
             cls = ClassAttentionBlock(**fields, name=f"class_attention_{i}")(cls, patches)
             class_tokens.append(cls)

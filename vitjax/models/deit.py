@@ -21,10 +21,10 @@ DEIT3 = {**DEIT, "layer_scale": 1e-6, "posemb_layout": "big_vision", "drop_path_
 class DistilledViT(ViT):
     """A `ViT` with a distillation token behind the class token and a head of its own for it.
 
-    `out` has the logits of both heads always, `logits_class` and `logits_dist` `[B, num_classes]`. `logits` is
-    their mean, except in training, where it is `logits_class`: there the loss is the task's to put together.
-    (The mean of logits is what the official code takes; the paper speaks of adding softmax outputs.)
-    `head_input` is `[B, 2, D]`, both tokens; `pre_logits` `[B, D]`, their mean.
+    `out` has the logits of both heads always, `logits_class` and `logits_dist` `[B, num_classes]`. `logits`
+    is their mean, except in training, where it is `logits_class`: there the loss is the task's to put
+    together. (The mean of logits is what the official code takes; the paper speaks of adding softmax
+    outputs.) `head_input` is `[B, 2, D]`, both tokens; `pre_logits` `[B, D]`, their mean.
 
     Fields:
       average_heads: train on the mean of both heads, too, as the official fine-tuning at 384 pixels does.
@@ -36,8 +36,8 @@ class DistilledViT(ViT):
         """Refuses bad values where the model is made, not inside the first trace."""
         if self.pool != "tok":
             raise UserError(
-                f"pool={self.pool!r} has no place in a distilled model: its heads read the class token and the "
-                "distillation token, pool='tok'."
+                f"pool={self.pool!r} has no place in a distilled model: its heads read the class token and "
+                "the distillation token, pool='tok'."
             )
         super().__post_init__()
 

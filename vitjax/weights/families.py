@@ -48,7 +48,7 @@ FAMILIES = (
         detail=flax_names.label,
     ),
     Family("Hugging Face", huggingface_names.is_huggingface, _by(huggingface_names.VIT), "bicubic"),
-    # timm's names below `model` are those of official DeiT and CaiT files. Positions are resized otherwise there.
+    # Official files have timm's names below `model`, and that code base has its own way to resize positions.
     Family(_OFFICIAL, timm_cait_names.is_cait, _by(timm_cait_names.CAIT), "bicubic", "model/"),
     Family(_OFFICIAL, _embeds_patches, _by(timm_cait_names.OFFICIAL_DEIT), "bicubic", "model/"),
     Family("timm", timm_cait_names.is_cait, _by(timm_cait_names.CAIT), "bicubic_aa"),
