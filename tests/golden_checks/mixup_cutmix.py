@@ -1,4 +1,4 @@
-"""timm's mixup and cutmix: images, boxes, targets and lambdas by given draws, and the draws of seeded runs."""
+"""timm's mixup and cutmix: images, boxes, targets and lambdas by given draws, and draws of seeded runs."""
 
 import jax
 import jax.numpy as jnp

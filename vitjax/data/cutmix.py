@@ -60,7 +60,7 @@ def mixup_cutmix(
     check_choice("box", box, _BOXES)
     if mixup == cutmix == 0:
         return lambda batch, rng: batch
-    switch = switch if mixup and cutmix else float(cutmix > 0)
+    switch = float(switch) if mixup and cutmix else float(cutmix > 0)
 
     def op(batch, rng):
         import jax
@@ -71,15 +71,17 @@ def mixup_cutmix(
         size = len(x)
         if size % (2 * groups):
             raise UserError(
-                f"mixup_cutmix(groups={groups}) mixes pairs within each group: the batch size must be divisible "
-                f"by {2 * groups}, but it is {size}."
+                f"mixup_cutmix(groups={groups}) mixes pairs within each group: the batch size must be "
+                f"divisible by {2 * groups}, but it is {size}."
             )
         draws = {"batch": groups, "pair": size // 2, "elem": size}[mode]
         keys = jax.random.split(rng, 5)
         take_cutmix = jax.random.bernoulli(keys[0], switch, (draws,))
         alpha = jnp.where(take_cutmix, float(cutmix or 1), float(mixup or 1))
-        lam = jax.random.beta(keys[1], alpha, alpha)
-        lam = jnp.where(jax.random.bernoulli(keys[2], prob, (draws,)), lam, 1.0)
+        # A Beta variable is a ratio of Gamma variables, whose sampler jax.random.beta would compile twice.
+        log_gamma = jax.random.loggamma(keys[1], alpha, (2, draws))
+        lam = jax.nn.sigmoid(log_gamma[0] - log_gamma[1])
+        lam = jnp.where(jax.random.bernoulli(keys[2], float(prob), (draws,)), lam, 1.0)
         centre_y = jax.random.randint(keys[3], (draws,), 0, x.shape[1])
         centre_x = jax.random.randint(keys[4], (draws,), 0, x.shape[2])
         drawn = Draws(lam, take_cutmix, centre_y, centre_x)

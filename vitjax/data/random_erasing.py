@@ -47,7 +47,7 @@ def random_erasing(p=0.25, mode="pixel", area=(0.02, 1 / 3), ratio=(0.3, 1 / 0.3
 
         image = floats_of(batch, key, "random_erasing")
         coin, *boxes = jax.random.split(rng, 1 + count)
-        chosen = jax.random.bernoulli(coin, p, (len(image),))
+        chosen = jax.random.bernoulli(coin, float(p), (len(image),))
         for box in boxes:
             image = _erase(image, chosen, box)
         return {**batch, key: image}

@@ -26,8 +26,8 @@ def timm_randaug(config="rand-m9-mstd0.5-inc1", fill=_IMAGENET_MEAN):
 
     Args:
         config: timm's string: `rand`, then any of these, each after a dash. `m9`: the mean magnitude, 10 at
-            most and unless told. `n2`: how many ops, 2 unless told. `mstd0.5`: the magnitude's standard deviation,
-            0 unless told; above 100 the magnitude is uniform from 0 to its mean. `mmax10`: the greatest
+            most and unless told. `n2`: how many ops, 2 unless told. `mstd0.5`: the magnitude's standard
+            deviation, 0 unless told; above 100 the magnitude is uniform from 0 to m. `mmax10`: the greatest
             magnitude, 10 unless told. `inc1`: all ops grow stronger with the magnitude; otherwise posterize
             and solarize grow weaker, and the factors of the four enhancements go from 0.1 to 1.9. `p0.5`: how
             probably each drawn op is applied, 0.5 unless told.
