@@ -32,7 +32,17 @@ Example = dict[str, Any]
 Op = Callable[[Example, Any], Example]
 """On the host `op(example, rng: np.random.Generator)`, on the device `op(batch, rng: jax key)`."""
 
-_OP_MODULES = ("decode_ops", "resize_ops", "crop_ops", "randaug", "dict_ops", "device_ops")
+_OP_MODULES = (
+    "decode_ops",
+    "resize_ops",
+    "crop_ops",
+    "randaug",
+    "timm_randaug",
+    "dict_ops",
+    "device_ops",
+    "random_erasing",
+    "cutmix",
+)
 
 
 class _Entry(NamedTuple):
