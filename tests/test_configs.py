@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from vitjax import config, experiment, sharding
+from vitjax.errors import UserError
 from vitjax.sweep import trials
 
 HYBRIDS = ("r_ti16", "r26_s32", "r50_l32")
@@ -64,6 +65,23 @@ def test_quickstart_steps():
     run = build("configs/quickstart.py")
     state, losses = take_steps(run)
     assert np.isfinite(losses).all() and int(state.step) == 2
+
+
+def test_repeated_augmentation_counts_its_own_epochs():
+    run = build("configs/quickstart.py", input__repeats=3, input__batch_size=48)
+    assert run.sizes == dict(batch_size=48, num_examples=26 * 48, total_steps=40 * 26)
+    assert run.evaluators["val"][0] == 5 * 26
+
+
+def test_a_batch_that_its_repeats_do_not_divide_is_refused():
+    with pytest.raises(UserError, match=r"repeats = 3 does not divide batch_size = 64.*63 or 66"):
+        build("configs/quickstart.py", input__repeats=3)
+    with pytest.raises(UserError, match="Take a batch of 3, or"):
+        build("configs/quickstart.py", input__repeats=3, input__batch_size=1)
+    with pytest.raises(UserError, match="repeats = 0: 1 for one view"):
+        build("configs/quickstart.py", input__repeats=0)
+    run = build("configs/quickstart.py", input__repeats=3, input__split_views=True)
+    assert run.sizes["num_examples"] == 20 * 64
 
 
 def test_the_published_length_of_the_imagenet_runs():
