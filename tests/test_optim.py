@@ -270,10 +270,53 @@ RSQRT = {"decay_type": "rsqrt", "warmup_steps": 10, "timescale": 10, "cooldown_s
         ({"decay_type": "stair", "warmup_examples": 80}, {0: 0, 10: 1, 99: 1}),
         ({"cooldown_steps": 50, "warmup_steps": 4}, {2: 0.5, 50: 1, 75: 0.5, 100: 0}),
         ({"scale_with_batchsize": True}, {0: 8 / 256}),
+        # An epoch is 20 steps; the second is like the first, and the fifth has the clock of the fourth: 3.
+        (
+            {"decay_type": "timm_cosine", "warmup_epochs": 2, "warmup_lr": 0.05, "min_lr": 0.1},
+            {
+                0: 0.1,
+                20: 0.1,
+                39: 0.1,
+                40: 0.55,
+                60: 0.2 + 0.4 * (1 + np.cos(0.4 * np.pi)),
+                80: 0.2 + 0.4 * (1 + np.cos(0.6 * np.pi)),
+                120: 0.2,
+            },
+        ),
+        (
+            {"decay_type": "timm_cosine", "lag": 0, "min_lr": 0.0},
+            {0: 1, 19: 1, 40: 0.5 + 0.5 * np.cos(0.4 * np.pi)},
+        ),
+        (
+            {
+                "decay_type": "timm_cosine",
+                "per": "step",
+                "min_lr": 0.25,
+                "warmup_steps": 10,
+                "warmup_lr": 0.05,
+            },
+            {0: 0.1, 5: 0.55, 10: 0.5 + 0.25 * (1 + np.cos(0.1 * np.pi)), 50: 0.75, 100: 0.5},
+        ),
+        ({"decay_type": "timm_step", "every_epochs": 2}, {0: 1, 59: 1, 60: 0.5, 99: 0.5, 100: 0.25}),
+        (
+            {
+                "decay_type": "timm_step",
+                "per": "step",
+                "every_steps": 3,
+                "rate": 0.1,
+                "warmup_steps": 4,
+                "warmup_lr": 0.05,
+            },
+            {0: 0.1, 2: 0.55, 3: 0.775, 4: 0.1, 6: 0.01},
+        ),
+        (
+            {"decay_type": "timm_step", "every_percent": 0.4, "warmup_percent": 0.2, "mult": 2.0},
+            {40: 2, 60: 1},
+        ),
     ],
 )
 def test_schedules_at_given_points(options, points):
-    schedule = optim.schedules.create(total_steps=100, batch_size=8, num_examples=160, **options)
+    schedule = optim.schedules.create(total_steps=100, batch_size=8, num_examples=160, lr=0.5, **options)
     for t, want in points.items():
         np.testing.assert_allclose(schedule(t), want, rtol=1e-6, atol=1e-7, err_msg=f"t={t}")
         assert schedule(t).dtype == jnp.float32 and not isinstance(schedule(t), jax.Array)
@@ -341,6 +384,18 @@ def test_ema_starts_as_a_copy_and_rests_where_the_parameters_rest():
         ({"schedule": {"warmup_steps": 100}}, "a warmup of 100 steps is too long for 100 steps"),
         ({"schedule": {"decay_type": "stair", "steps": (3, 2), "mults": (1, 2)}}, "must rise"),
         ({"schedule": {"decay_type": "cosine", "end": "0.1"}}, "end='0.1'"),
+        ({"schedule": {"decay_type": "timm_cosine", "warmup_lr": "a"}}, "warmup_lr='a'"),
+        (
+            {"schedule": {"decay_type": "timm_cosine", "per": "batch"}},
+            "per='batch' must be 'epoch' or 'step'",
+        ),
+        ({"schedule": {"decay_type": "timm_cosine", "rate": 0.5}}, "has no 'rate'"),
+        ({"schedule": {"decay_type": "timm_cosine"}}, "num_examples is not known"),
+        ({"schedule": {"decay_type": "timm_step"}}, "set one of every_steps"),
+        (
+            {"schedule": {"decay_type": "timm_cosine", "per": "step"}, "lr": 0},
+            "config.lr=0.0 must be more than 0",
+        ),
         ({"schedule": [("head/.*", None)]}, "leaves out 'encoder/bias' (3 of 5 parameters)"),
         ({"schedule": [(".*", None)]}, "freezes every parameter"),
         ({"schedule": None}, "config.schedule"),

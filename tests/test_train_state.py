@@ -122,7 +122,14 @@ def test_norms_that_nobody_reads_are_not_computed():
             assert (metrics[name] == expected[name]) if number in (1, 4) else np.isnan(metrics[name])
 
 
-@pytest.mark.parametrize("schedule", [{}, {"decay_type": "cosine", "warmup_steps": 3, "cooldown_steps": 2}])
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        {},
+        {"decay_type": "cosine", "warmup_steps": 3, "cooldown_steps": 2},
+        {"decay_type": "timm_cosine", "warmup_steps": 3, "per": "step"},
+    ],
+)
 def test_runs_that_differ_in_numbers_alone_share_one_program(schedule):
     """Seed, learning rate, weight decay and lengths are arguments: a sweep over them compiles once."""
 
@@ -130,7 +137,9 @@ def test_runs_that_differ_in_numbers_alone_share_one_program(schedule):
         task = Linear()
         params = {"w": jax.ShapeDtypeStruct((3,), jnp.float32)}
         wd_mults = ((".*", 1.0),)
-        lengths = {key: value * total_steps // 10 for key, value in schedule.items() if key != "decay_type"}
+        lengths = {
+            key: value * total_steps // 10 for key, value in schedule.items() if key.endswith("_steps")
+        }
         optimizer = optim.create(
             params, total_steps=total_steps, schedule=schedule | lengths, wd_mults=wd_mults, **numbers
         )

@@ -138,7 +138,7 @@ def create(
     live = [i for i, (_, options) in enumerate(rules) if options is not None]
     renumber = {rule: n for n, rule in enumerate(live)}
     groups = jax.tree.map(lambda g: dataclasses.replace(g, schedule=renumber.get(g.schedule)), groups)
-    sizes = {"total_steps": total_steps, "batch_size": batch_size, "num_examples": num_examples}
+    sizes = {"total_steps": total_steps, "batch_size": batch_size, "num_examples": num_examples, "lr": lr}
     functions = tuple(_schedule(rules[i][1], sizes) for i in live)
 
     trainable = jax.tree.map(lambda g: g.schedule is not None, groups)
