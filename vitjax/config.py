@@ -46,7 +46,9 @@ class Settings:
       optax_name: optimizer, by its name in optax or ours.
       optax: options of the optimizer.
       lr: peak learning rate.
+      lr_base_batch: the batch that lr and wd are for; they grow linearly with the one trained with.
       lr_mults: (regex, factor) pairs.
+      layer_decay: factor of lr and wd from each layer to the one before, such as 0.75.
       wd: weight decay, multiplied by the schedule but not by lr.
       wd_mults: (regex, factor) pairs.
       schedule: learning-rate schedule, or (regex, schedule or None) pairs; None freezes.
@@ -71,7 +73,9 @@ class Settings:
     optax_name: str = "scale_by_adam"
     optax: Mapping | None = None
     lr: float = 1e-3
+    lr_base_batch: float | None = None
     lr_mults: Sequence = ()
+    layer_decay: float | None = None
     wd: float = 0.0
     wd_mults: Sequence | None = None
     schedule: Mapping | Sequence | None = None

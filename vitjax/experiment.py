@@ -212,7 +212,17 @@ class Experiment:
         decay unless it is 0), where it starts, and what is beside the step.
         """
         config = plain(self.config)
-        beside = ("seed", "lr", "wd", "model_init", "evals", "best_metric", "keep_last", "report")
+        beside = (
+            "seed",
+            "lr",
+            "lr_base_batch",
+            "wd",
+            "model_init",
+            "evals",
+            "best_metric",
+            "keep_last",
+            "report",
+        )
         static = {key: value for key, value in config.items() if key not in beside}
         key = repr((static, bool(self.optimizer.wd), self.num_classes, self.batch_spec, self.mesh))
         program = self.programs.setdefault((name, key), make())
@@ -408,7 +418,8 @@ def first_batch_spec(source: Any, preprocess: pp.Preprocess, data: Input, num_cl
 
 def optimizer_section(config: ConfigDict) -> dict[str, Any]:
     """The top-level keys that `optim.create` reads."""
-    keys = ("optax_name", "optax", "lr", "lr_mults", "wd", "wd_mults", "schedule", "grad_clip_norm")
+    keys = ("optax_name", "optax", "lr", "lr_base_batch", "lr_mults", "layer_decay", "wd", "wd_mults")
+    keys += ("schedule", "grad_clip_norm")
     return {key: plain(config[key]) for key in keys if config.get(key) is not None}
 
 

@@ -135,15 +135,15 @@ def _timm_numbers(
     `unit` is the length of a tick in steps, an int; `every` is in steps, too; the rates are shares of `lr`.
     """
     given = {key: p.default for key, p in inspect.signature(_DECAYS[name]).parameters.items()} | own
-    lr = _known(lr, "lr")
-    if not lr > 0:
+    peak = _known(lr, "lr")
+    if not peak > 0:
         raise errors.UserError(
-            f"config.schedule: config.lr={lr!r} must be more than 0 for {name!r}, which has rates of its own."
+            f"config.schedule: config.lr={peak!r} must be more than 0 for {name!r}, which has rates of its own."
         )
     by_step = given["per"] == "step"
     # Of an epoch the whole batches count: DeiT's loader drops the rest, and whole numbers leave no rounding.
     unit = 1 if by_step else _known(num_examples, "num_examples") // _known(batch_size, "batch_size")
-    rates = {key: given[key] / lr for key in ("warmup_lr", "min_lr") if key in given}
+    rates = {key: given[key] / peak for key in ("warmup_lr", "min_lr") if key in given}
     lengths = {key: given[key] for key in ("every",) if key in given}
     return {"unit": max(1, unit), **rates, **lengths}
 
