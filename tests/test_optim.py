@@ -416,6 +416,9 @@ def test_ema_starts_as_a_copy_and_rests_where_the_parameters_rest():
         average["w"] is not p["w"] and average["w"].unsafe_buffer_pointer() != p["w"].unsafe_buffer_pointer()
     )
     np.testing.assert_array_equal(optim.ema.create()(average, p, 7)["w"], p["w"])
+    assert (
+        int(optim.ema.create()({"n": jnp.asarray(3)}, {"n": jnp.asarray(4)}, 7)["n"]) == 4
+    )  # no float follows
     with pytest.raises(UserError, match=r"decay=1\.0"):
         optim.ema.create(decay=1.0)
 

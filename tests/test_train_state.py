@@ -79,6 +79,15 @@ def test_averaged_parameters_start_as_a_copy_and_follow():
     np.testing.assert_allclose(new.ema_params["w"], expected, rtol=1e-6)
 
 
+def test_statistics_are_averaged_beside_the_parameters():
+    state, step = build(update_ema=optim.ema.create(decay=0.9))
+    for expected in (0.1, 0.29):  # of a count that goes 0, 1, 2
+        state, _ = step(state, batch_of(1))
+        np.testing.assert_allclose(state.ema_model_state["calls"], expected, rtol=1e-6)
+    assert float(state.model_state["calls"]) == 2.0
+    assert build()[0].ema_model_state is None
+
+
 def test_the_step_counts_and_reports_norms():
     state, step = build()
     new, metrics = step(state, batch_of(1))

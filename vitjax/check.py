@@ -43,7 +43,7 @@ def memory(run: experiment_lib.Experiment) -> list[str]:
     state = run.abstract_state
     parts = {
         "parameters": state.params,
-        "averaged parameters": state.ema_params,
+        "averages": (state.ema_params, state.ema_model_state),
         "model state": state.model_state,
         "optimizer": state.opt_state,
         "activations kept for the backward pass": saved_activations(run, state),

@@ -54,7 +54,7 @@ class Settings:
       schedule: learning-rate schedule, or (regex, schedule or None) pairs; None freezes.
       grad_clip_norm: largest global gradient norm.
       grad_accum: number of slices in which a batch goes through the model.
-      ema: exponential moving average of the parameters: decay, warmup.
+      ema: exponential moving average of parameters and batch statistics: decay, warmup.
       mesh: (axis, size) pairs; one size may be -1.
       sharding: (regex, placement) pairs over parameter names.
       matmul_precision: jax_default_matmul_precision of the run.

@@ -138,7 +138,7 @@ def _timm_numbers(
     peak = _known(lr, "lr")
     if not peak > 0:
         raise errors.UserError(
-            f"config.schedule: config.lr={peak!r} must be more than 0 for {name!r}, which has rates of its own."
+            f"config.schedule: config.lr={peak!r} must be more than 0 for {name!r}, whose options are rates."
         )
     by_step = given["per"] == "step"
     # Of an epoch the whole batches count: DeiT's loader drops the rest, and whole numbers leave no rounding.
