@@ -85,6 +85,34 @@ def momentum64(g, slot, t, *, decay=0.9, dtype=BF16):
     return m
 
 
+def sgd64(g, p, slot, wd=0.5):
+    """PyTorch's SGD with Nesterov momentum: the decay is part of the gradient."""
+    g = g + wd * p
+    slot["m"] = g + 0.9 * slot.get("m", 0.0)
+    return g + 0.9 * slot["m"]
+
+
+def test_decay_of_sgd_goes_through_the_momentum():
+    options = dict(momentum=0.9, nesterov=True, weight_decay=0.5)
+    tx = optim.create(params(), total_steps=9, optax_name="sgd", optax=options, lr=0.1)
+    p, state, slots = params(), tx.init(params()), (Slot(), Slot())
+    ours, theirs = (
+        jax.tree.map(jnp.asarray, p),
+        (np.float64(p["head"]["kernel"]), np.float64(p["head"]["bias"])),
+    )
+    for t in range(4):
+        g = gradients(t)
+        updates, state = jax.jit(tx.update)(g, state, ours)
+        ours = optax.apply_updates(ours, updates)
+        kernel, bias = theirs
+        theirs = (
+            kernel - 0.1 * sgd64(np.float64(g["head"]["kernel"]), kernel, slots[0]),
+            bias - 0.1 * sgd64(np.float64(g["head"]["bias"]), bias, slots[1], wd=0.0),
+        )
+    np.testing.assert_allclose(ours["head"]["kernel"], theirs[0], rtol=0, atol=1e-6)
+    np.testing.assert_allclose(ours["head"]["bias"], theirs[1], rtol=0, atol=1e-6)
+
+
 def adafactor64(g, slot, t, *, factor=32, clipping=None):
     beta = min(0.999, 1 - (t + 1.0) ** -0.8)
     mean = lambda key, x: slot.update({key: beta * slot.get(key, 0.0) + (1 - beta) * x}) or slot[key]

@@ -16,8 +16,8 @@ def create(*, decay: float = 0.9999, warmup: bool = False) -> Callable[[Params, 
 
     Each average becomes d * average + (1 - d) * parameter, where `params` are those after the update and t is
     the number of updates done before it. d is `decay`, or with `warmup` min(decay, (1 + t) / (10 + t)), which
-    soon forgets the initial values. Averages keep their dtype and the structure of the tree; what is no float,
-    a counter, is not averaged but follows.
+    soon forgets the initial values. Averages keep their dtype and the structure of the tree. What is no
+    float, a counter, is not averaged but follows.
     """
     if isinstance(decay, bool) or not isinstance(decay, int | float) or not 0 <= decay < 1:
         raise errors.UserError(
