@@ -4,8 +4,8 @@ Momentum SGD, cosine after a short warm-up, label smoothing, random crops. For I
 teachers; see configs/deit.py. The student names the workdir of this run:
 
     python -m vitjax.main --config configs/teacher.py:resnet18,data=folder:pics --workdir runs/teacher
-    python -m vitjax.main --config configs/deit.py:deit_ti16_distilled,data=folder:pics,teacher=runs/teacher \\
-        --workdir runs/student
+    python -m vitjax.main --workdir runs/student \\
+        --config configs/deit.py:deit_ti16_distilled,data=folder:pics,teacher=runs/teacher
 
 The teacher of digits that comes with configs/deit.py was made by
 
