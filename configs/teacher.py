@@ -10,7 +10,9 @@ teachers; see configs/deit.py. The student names the workdir of this run:
 The teacher of digits that comes with configs/deit.py was made by
 
     python -m vitjax.main --config configs/teacher.py:resnet18,data=digits --workdir runs/digits_teacher
-    python -m vitjax.weights convert runs/digits_teacher configs/weights/digits_resnet18.safetensors
+    python -c "from vitjax import checkpoint, weights; from vitjax.weights.variables import join; \\
+        read = lambda key: checkpoint.load_params('runs/digits_teacher/checkpoints', key); \\
+        weights.save('configs/weights/digits_resnet18.safetensors', join(read('params'), read('model_state')))"
 
 Arguments (defaults first):
   model    resnet18, on digits an eleventh as wide, or any name of the registry

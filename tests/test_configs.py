@@ -176,12 +176,11 @@ def test_the_small_study_steps():
 DEIT = [f"deit_{size}16{head}" for size in ("ti", "s", "b") for head in ("", "_distilled")]
 TEACHER = "teacher=regnety_16gf,teacher_weights=regnety_160-a5fe301d.pth"
 TABLE_9 = [
-    "random_resized_crop(224, method='bicubic')",
+    "random_resized_crop(224)",
     "flip_lr",
     "timm_randaug('rand-m9-mstd0.5-inc1')",
     "vgg_value_range",
     "random_erasing(0.25)",
-    "mixup_cutmix(mixup=0.8, cutmix=1.0)",
 ]
 
 
@@ -193,6 +192,11 @@ def parses(c, num_classes=10):
 def ops_of(c):
     """The ops of the training string, without what makes and keeps arrays."""
     return [op for op in c.input.pp.split("|") if not op.startswith(("decode", "onehot", "keep"))]
+
+
+def evaluated(short_side, crop):
+    resize = f"resize_small({short_side}, method='pillow_bicubic', rounding='down')"
+    return f"{resize}|central_crop({crop}, rounding='even')"
 
 
 def optimizer_of(c, params=None, *, total_steps=10**6, num_examples=1_281_167):
@@ -208,10 +212,12 @@ def test_deit_is_table_9(model):
     c = config.load(f"configs/deit.py:{model}{arg}")
     assert (c.total_epochs, c.input.batch_size, c.input.repeats) == (300, 1024, 3)
     assert c.model.to_dict() == dict(name=model, drop_path=0.1, dtype="float32")
-    assert ops_of(c) == TABLE_9 and c.task.label_smoothing == 0.1 and c.task.loss == "softmax_xent"
+    groups = 16 if "_b16" in model else 4  # processes
+    assert ops_of(c) == [*TABLE_9, f"mixup_cutmix(mixup=0.8, cutmix=1.0, groups={groups})"]
+    assert c.task.label_smoothing == 0.1 and c.task.loss == "softmax_xent"
     assert c.ema.decay == 0.99996 and "grad_clip_norm" not in c and "val_ema" not in c.evals
     assert c.optax.to_dict() == dict(b1=0.9, b2=0.999, eps=1e-8) and c.optax_name == "scale_by_adam"
-    assert "resize_small(256, method='bicubic')|central_crop(224)" in c.evals.val.pp
+    assert evaluated(256, 224) in c.evals.val.pp
     optimizer = optimizer_of(
         c,
         {
@@ -251,7 +257,7 @@ def test_deit_fine_tunes_at_384_as_published():
     assert (c.total_epochs, c.input.batch_size, c.model.drop_path) == (30, 512, 0.0)
     assert c.model.average_heads and c.task.name == "classify"
     assert c.model_init.to_dict() == dict(weights="runs/b16", dont_load=(), posemb="bicubic")
-    assert "resize_small(438, method='bicubic')|central_crop(384)" in c.evals.val.pp
+    assert evaluated(438, 384) in c.evals.val.pp and "cutmix=1.0, groups=16)" in c.input.pp
     optimizer = optimizer_of(c)
     np.testing.assert_allclose([optimizer.lr, optimizer.wd], [5e-6, 5e-14])
     taught = config.load(f"configs/deit.py:deit_b16_distilled,res=384,init=runs/b16,{TEACHER}")
@@ -314,8 +320,9 @@ def test_cait_is_deit_for_400_epochs(size, drop_path):
     c = config.load(f"configs/cait.py:cait_{size}")
     deit = config.load("configs/deit.py:deit_s16")
     assert (c.total_epochs, c.model.drop_path) == (400, drop_path)
-    assert "resize_small(224, method='bicubic')|central_crop(224)" in c.evals.val.pp
-    with c.unlocked():
+    assert evaluated(224, 224) in c.evals.val.pp
+    with c.unlocked(), deit.unlocked():
+        deit.input.pp = deit.input.pp.replace(", groups=4", "")
         c.total_epochs, c.model, c.evals = deit.total_epochs, deit.model, deit.evals
     assert c.to_dict() == deit.to_dict()
 
@@ -330,7 +337,7 @@ def test_cait_fine_tunes_as_its_author_says():
     np.testing.assert_allclose(
         rates, [1e-6, 1e-6, 4.2e-6, 5e-6, 5e-6, 2.5e-6, 2.5e-6, 1.25e-6, 0.625e-6], rtol=1e-6
     )
-    assert "resize_small(448, method='bicubic')|central_crop(448)" in c.evals.val.pp
+    assert evaluated(448, 448) in c.evals.val.pp
     taught = config.load(f"configs/cait.py:cait_m36,{TEACHER}")
     assert (taught.task.kind, taught.task.alpha) == ("hard", 0.5)
     soft = config.load(f"configs/cait.py:cait_m36,distill=soft,{TEACHER}").task
@@ -339,7 +346,7 @@ def test_cait_fine_tunes_as_its_author_says():
 
 def test_small_images_are_padded_and_cropped_as_official():
     c = config.load("configs/deit.py:deit_ti16,data=cifar10,res=32")
-    assert "decode|random_crop_padded(32, 4)|" in c.input.pp and "resize" not in c.input.pp
+    assert "decode|random_crop(32, padding=4)|flip_lr|" in c.input.pp and "resize" not in c.input.pp
     assert c.total_epochs == 1000
     parses(c)
 
