@@ -43,7 +43,7 @@ def memory(run: experiment_lib.Experiment) -> list[str]:
     state = run.abstract_state
     parts = {
         "parameters": state.params,
-        "averaged parameters": state.ema_params,
+        "averages": (state.ema_params, state.ema_model_state),
         "model state": state.model_state,
         "optimizer": state.opt_state,
         "activations kept for the backward pass": saved_activations(run, state),
@@ -81,9 +81,11 @@ def saved_activations(run: experiment_lib.Experiment, state: TrainState) -> list
 def length(run: experiment_lib.Experiment) -> list[str]:
     """Steps, examples and epochs."""
     examples = run.total_steps * run.input.batch_size
+    epoch, repeats = run.sizes["num_examples"], run.input.repeats
+    views = f": {repeats} views each of {-(-epoch // repeats):,} images" if repeats > 1 else ""
     return [
         f"{run.total_steps:,} steps of {run.input.batch_size:,} examples, {examples:,} in all",
-        f"{examples / len(run.source):.2f} epochs of {len(run.source):,} examples ({run.source.name})",
+        f"{examples / epoch:.2f} epochs of {epoch:,} examples ({run.source.name}){views}",
     ]
 
 

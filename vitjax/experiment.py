@@ -39,6 +39,9 @@ class Input:
       split: part of the source, such as `train[:90%]`.
       workers: processes that prepare batches; 0: threads of this process, -1: one a core but one.
       on_error: `raise` stops at a broken image, `skip` replaces it by another and counts.
+      repeats: repeated augmentation: views of each image in a row, 3 for DeiT; see `pipeline.TrainRows`.
+      split_views: let the views of an image fall into two batches where `repeats` does not divide the batch,
+        as they do in the official runs (3 views, batches of 1024).
     """
 
     data: str
@@ -47,6 +50,8 @@ class Input:
     split: str = "train"
     workers: int = 0
     on_error: str = "raise"
+    repeats: int = 1
+    split_views: bool = False
 
     def __post_init__(self):
         """Refuses numbers out of range."""
@@ -54,11 +59,26 @@ class Input:
             raise UserError(
                 f"config.input.workers = {self.workers}: 0 or more, or -1 for one a core but one."
             )
+        if self.repeats < 1:
+            raise UserError(f"config.input.repeats = {self.repeats}: 1 for one view of each image, or more.")
+        if (rest := self.batch_size % self.repeats) and not self.split_views:
+            fitting = [n for n in (self.batch_size - rest, self.batch_size - rest + self.repeats) if n > 0]
+            raise UserError(
+                f"config.input.repeats = {self.repeats} does not divide config.input.batch_size = "
+                f"{self.batch_size}: the views of some images would fall into two batches. Take a batch of "
+                f"{' or '.join(map(str, fitting))}, or allow it with config.input.split_views = True, as in "
+                "the official DeiT runs."
+            )
 
     @property
     def num_workers(self) -> int:
         """The number of worker processes, with -1 resolved for this machine."""
         return self.workers if self.workers >= 0 else max(0, len(os.sched_getaffinity(0)) - 1)
+
+    def sizes(self, source: Any) -> dict[str, int]:
+        """What epochs and examples are measured by: `batch_size`, and the `num_examples` of an epoch."""
+        epoch = pipeline.examples_per_epoch(len(source), batch_size=self.batch_size, repeats=self.repeats)
+        return dict(batch_size=self.batch_size, num_examples=epoch)
 
 
 @dataclasses.dataclass
@@ -106,9 +126,7 @@ class Experiment:
     @property
     def sizes(self) -> dict[str, int]:
         """What a duration is measured by."""
-        return dict(
-            batch_size=self.input.batch_size, num_examples=len(self.source), total_steps=self.total_steps
-        )
+        return dict(self.input.sizes(self.source), total_steps=self.total_steps)
 
     @property
     def best_metric(self) -> str | None:
@@ -194,7 +212,17 @@ class Experiment:
         decay unless it is 0), where it starts, and what is beside the step.
         """
         config = plain(self.config)
-        beside = ("seed", "lr", "wd", "model_init", "evals", "best_metric", "keep_last", "report")
+        beside = (
+            "seed",
+            "lr",
+            "lr_base_batch",
+            "wd",
+            "model_init",
+            "evals",
+            "best_metric",
+            "keep_last",
+            "report",
+        )
         static = {key: value for key, value in config.items() if key not in beside}
         key = repr((static, bool(self.optimizer.wd), self.num_classes, self.batch_spec, self.mesh))
         program = self.programs.setdefault((name, key), make())
@@ -226,6 +254,7 @@ class Experiment:
             num_classes=self.num_classes,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
+            repeats=self.input.repeats,
         )
 
 
@@ -258,7 +287,7 @@ def build(config: ConfigDict, programs: dict[tuple[str, str], Callable] | None =
 
     model = _create_model(settings, num_classes)
     task = tasks.create(settings.task, model)
-    sizes = dict(batch_size=data.batch_size, num_examples=len(source))
+    sizes = data.sizes(source)
     total_steps = durations.steps(config, "total", total_steps=None, **sizes)
     if total_steps < 1:
         raise UserError("the length of training is 0: set config.total_steps or config.total_epochs.")
@@ -389,7 +418,8 @@ def first_batch_spec(source: Any, preprocess: pp.Preprocess, data: Input, num_cl
 
 def optimizer_section(config: ConfigDict) -> dict[str, Any]:
     """The top-level keys that `optim.create` reads."""
-    keys = ("optax_name", "optax", "lr", "lr_mults", "wd", "wd_mults", "schedule", "grad_clip_norm")
+    keys = ("optax_name", "optax", "lr", "lr_base_batch", "lr_mults", "layer_decay", "wd", "wd_mults")
+    keys += ("schedule", "grad_clip_norm")
     return {key: plain(config[key]) for key in keys if config.get(key) is not None}
 
 

@@ -186,7 +186,7 @@ class Recorder:
             **{name: float(value) for name, value in run.optimizer.global_schedule(step - 1).items()},
             "learning_rate": float(run.optimizer.learning_rate(step - 1)),
             "examples_seen": seen,
-            "epoch": seen / len(run.source),
+            "epoch": seen / run.sizes["num_examples"],
             "progress": step / run.total_steps,
             "data/skipped": self._loader.skipped,
             "uptime": self._wall.total,
@@ -272,7 +272,7 @@ def earlier_times(workdir: pathlib.Path) -> dict[str, float]:
 
 def headline(run: Experiment) -> str:
     """One line that says what is about to be trained on what."""
-    kind, epochs = jax.devices()[0], run.total_steps * run.input.batch_size / len(run.source)
+    kind, epochs = jax.devices()[0], run.total_steps * run.input.batch_size / run.sizes["num_examples"]
     return (
         f"{run.settings.model['name']}: {run.num_params:,} parameters, {run.total_steps:,} steps of "
         f"{run.input.batch_size:,} ({epochs:.4g} epochs of {run.source.name}) on {jax.device_count()} x "

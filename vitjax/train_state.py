@@ -20,6 +20,7 @@ class TrainState:
       model_state: collections that the model updates itself, such as batch statistics.
       opt_state: state of the optax transformation.
       ema_params: averaged parameters, or None.
+      ema_model_state: averaged likewise: averaged parameters go with batch statistics of their own age.
     """
 
     step: jax.Array
@@ -27,6 +28,7 @@ class TrainState:
     model_state: Any
     opt_state: optax.OptState
     ema_params: Any
+    ema_model_state: Any = None
 
 
 @flax.struct.dataclass
@@ -67,6 +69,7 @@ def make_init(task, optimizer, preprocess, *, ema: bool = False) -> Callable[...
             model_state=model_state,
             opt_state=optimizer.init(params),
             ema_params=jax.tree.map(jnp.copy, params) if ema else None,
+            ema_model_state=jax.tree.map(jnp.copy, model_state) if ema else None,
         )
 
     return init
@@ -96,7 +99,7 @@ def make_step(
       task: see the contract in docs/design.md.
       optimizer: `vitjax.optim.Optimizer`.
       preprocess: device half of the preprocessing, `(batch, rng) -> batch`.
-      update_ema: `(ema_params, params, step) -> ema_params`, or None for no averaging.
+      update_ema: `(averages, present values, step) -> averages` of any tree, or None for no averaging.
       accumulation: number of equal slices of a batch that go through the model one after the other; their
         gradients and metrics are averaged.
     """
@@ -131,10 +134,10 @@ def make_step(
             grads, state.opt_state, state.params, hyperparameters=hyper.optimizer
         )
         params = optax.apply_updates(state.params, updates)
-        ema_params = state.ema_params
+        averages = state.ema_params, state.ema_model_state
         if update_ema:
-            ema_params = update_ema(state.ema_params, params, state.step)
-        new = TrainState(state.step + 1, params, model_state, opt_state, ema_params)
+            averages = update_ema(averages, (params, model_state), state.step)
+        new = TrainState(state.step + 1, params, model_state, opt_state, *averages)
         read = lambda: dict(l2_params=_norm(params), l2_updates=_norm(updates))
         unread = lambda: dict.fromkeys(("l2_params", "l2_updates"), jnp.float32(jnp.nan))
         norms = jax.lax.cond(is_logged(new.step, hyper), read, unread)
