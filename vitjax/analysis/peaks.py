@@ -7,9 +7,9 @@ import re
 NVIDIA, CLOUD_TPU = "https://www.nvidia.com/en-us/data-center", "https://cloud.google.com/tpu/docs"
 
 # TFLOP/s of one jax device: bfloat16 on matrix units, float32 rounded to TF32 or bfloat16 before it is
-# multiplied (what XLA does with float32 by default on these devices), and exact float32. Dense: the data
-# sheets of NVIDIA give tensor cores twice these numbers, "with sparsity". None: the device has no such unit, or
-# its maker gives no number. The device kind of jax has to match the regular expression as a whole.
+# multiplied (what XLA does with float32 by default on these devices), and exact float32. Dense: data sheets
+# of NVIDIA give tensor cores twice these numbers, "with sparsity". None: the device has no such unit, or its
+# maker gives no number. The device kind of jax has to match the regular expression as a whole.
 PEAKS = (
     ("NVIDIA H200", 989.4, 494.7, 66.9, f"{NVIDIA}/h200"),
     ("NVIDIA H100 80GB HBM3", 989.4, 494.7, 66.9, f"{NVIDIA}/h100"),
@@ -42,7 +42,7 @@ def known_peak(device_kind: str, dtype: str, precision: str | None = None) -> tu
         if re.fullmatch(kind, device_kind) and "MIG" not in device_kind:
             by_float32 = float32 if precision in _EXACT else rounded
             teraflops = bfloat16 if dtype == "bfloat16" else by_float32
-            return None if teraflops is None else (1e12 * teraflops, source)
+            return None if teraflops is None else (teraflops * 1e12, source)
     return None
 
 

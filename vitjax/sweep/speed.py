@@ -152,10 +152,8 @@ def _measure(forwards: Sequence[Forward], batch_size: int) -> tuple[dict[Forward
     """Median images a second on one device by forward pass, and what went wrong with the others."""
     from vitjax.analysis.timing import in_turns
 
-    made = functools.cache(functools.partial(_program, batch_size=batch_size))
-    starts = {
-        forward: functools.partial(lambda forward: made(forward).start(), forward) for forward in forwards
-    }
+    program = functools.cache(functools.partial(_program, batch_size=batch_size))
+    starts = {forward: lambda forward=forward: program(forward).start() for forward in forwards}
     times, failed = in_turns(starts, rounds=ROUNDS, seconds=SECONDS)
     return {forward: found.rate(batch_size) for forward, found in times.items()}, failed
 
