@@ -66,9 +66,14 @@ class Program:
         return call
 
 
-def inference(model: Any, image: tuple[int, int, int, int]) -> Program:
-    """The forward pass for float32 images `[B, H, W, C]` that lie on the device in model range."""
-    variables = abstract_variables(model, image)
+def inference(model: Any, variables: Any, image: tuple[int, int, int, int]) -> Program:
+    """The forward pass for float32 images `[B, H, W, C]` that lie on the device in model range.
+
+    Args:
+      model: a linen module.
+      variables: what `abstract_variables` says of it.
+      image: shape of the images.
+    """
 
     def arguments() -> tuple:
         return draw(variables), np.random.default_rng(1).standard_normal(image, np.float32)
@@ -80,16 +85,23 @@ def inference(model: Any, image: tuple[int, int, int, int]) -> Program:
     return Program(logits, arguments)
 
 
-def training_step(model: Any, image: tuple[int, int, int, int], num_classes: int) -> Program:
-    """The step of `vitjax.train`: softmax cross-entropy, AdamW, state donated, uint8 images on the device."""
+def training_step(model: Any, variables: Any, image: tuple[int, int, int, int], num_classes: int) -> Program:
+    """The step of `vitjax.train`: softmax cross-entropy, AdamW, state donated, uint8 images on the device.
+
+    Args:
+      model: a linen module.
+      variables: what `abstract_variables` says of it.
+      image: shape of the images.
+      num_classes: size of its head.
+    """
     if getattr(model, "distilled", False):  # without a teacher both heads learn the labels, as in fine-tuning
         model = model.clone(average_heads=True)
     task = tasks.create({"name": "classify", "loss": "softmax_xent"}, model)
     preprocess = pp.parse(
         f"value_range(-1, 1)|onehot({num_classes}, key='label', key_result='labels')"
     ).device
-    variables = dict(abstract_variables(model, image))
-    params = variables.pop("params")
+    model_state = dict(variables)
+    params = model_state.pop("params")
     optimizer = optim.create(params, total_steps=1000, batch_size=image[0], lr=1e-3, wd=1e-4)
     opt_state = jax.eval_shape(optimizer.init, params)
     # Metrics are read every 50 steps, as in a run.
@@ -101,7 +113,7 @@ def training_step(model: Any, image: tuple[int, int, int, int], num_classes: int
         state = TrainState(
             step=cast(Any, np.zeros((), np.int32)),  # of the host, as all: what is donated must not be kept
             params=draw(params),
-            model_state=draw(variables),
+            model_state=draw(model_state),
             opt_state=zeros,
             ema_params=None,
         )
@@ -129,22 +141,21 @@ def matrix_product(size: int, dtype: str) -> Program:
     return Program(jax.jit(jnp.matmul, compiler_options=options), arguments)
 
 
-def forward_macs(model: Any, image: tuple[int, int, int, int]) -> int | None:
-    """Multiply-accumulates of the forward pass for one image; None where they cannot be counted."""
-    one = (1, *image[1:])
+def forward_macs(model: Any, variables: Any, pixels: tuple[int, int, int]) -> int | None:
+    """Multiply-accumulates of the forward pass for one image `[H, W, C]`; None if they cannot be counted."""
     try:
         return multiply_accumulates(
             lambda variables, image: model.apply(variables, image, train=False)[0],
-            abstract_variables(model, one),
-            jax.ShapeDtypeStruct(one, jnp.float32),
+            variables,
+            jax.ShapeDtypeStruct((1, *pixels), jnp.float32),
         )
     except ValueError:  # a kernel that runs its body once a block
         return None
 
 
-def abstract_variables(model: Any, image: tuple[int, int, int, int]) -> Any:
-    """The variables of a model by shape; a `UserError` if it does not take such images."""
-    return jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct(image, jnp.float32))
+def abstract_variables(model: Any, pixels: tuple[int, int, int]) -> Any:
+    """The variables of a model for images `[H, W, C]` by shape; `UserError` if it takes no such images."""
+    return jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct((1, *pixels), jnp.float32))
 
 
 def draw(abstract: Any) -> Any:

@@ -135,37 +135,51 @@ def _models(words: Sequence[str], resolution: int | None) -> list[tuple[str, int
     return list(dict.fromkeys(found))
 
 
-def _prepare(case: Case, sizes: dict[tuple[str, int], tuple[int, float | None]]) -> tuple[Any, Row]:
+@dataclasses.dataclass(frozen=True)
+class _Size:
+    """What a model has at a resolution whatever the case: variables by shape, parameters, GMACs."""
+
+    variables: Any
+    num_params: int
+    gmacs: float | None
+
+
+def _prepare(case: Case, sizes: dict[tuple[str, int], _Size]) -> tuple[Any, Row]:
     """The program of a case, not compiled yet, and what is known of it without running it.
 
     Args:
       case: what is to be measured.
-      sizes: numbers of parameters and GMACs by model and resolution, kept between calls.
+      sizes: by model and resolution, kept between calls.
     """
-    import jax
-
     from vitjax import models
     from vitjax.analysis import programs
 
     model = models.create(case.model, num_classes=NUM_CLASSES, dtype=case.dtype)
-    image = (case.batch_size, case.resolution, case.resolution, 3)
+    pixels = (case.resolution, case.resolution, 3)
     key = case.model, case.resolution
     try:
         if key not in sizes:
-            params, macs = (
-                programs.abstract_variables(model, image)["params"],
-                programs.forward_macs(model, image),
-            )
-            count = sum(leaf.size for leaf in jax.tree.leaves(params))
-            sizes[key] = count, None if macs is None else macs / 1e9
+            sizes[key] = _size(model, pixels)
+        variables, image = sizes[key].variables, (case.batch_size, *pixels)
         if case.mode == "training":
-            program = programs.training_step(model, image, NUM_CLASSES)
+            program = programs.training_step(model, variables, image, NUM_CLASSES)
         else:
-            program = programs.inference(model, image)
+            program = programs.inference(model, variables, image)
     except UserError as error:
         raise UserError(f"{case.model} at {case.resolution} pixels, {case.mode}: {error}") from error
-    num_params, gmacs = sizes[key]
-    return program, Row(**dataclasses.asdict(case), num_params=num_params, gmacs=gmacs)
+    known = sizes[key]
+    return program, Row(**dataclasses.asdict(case), num_params=known.num_params, gmacs=known.gmacs)
+
+
+def _size(model: Any, pixels: tuple[int, int, int]) -> _Size:
+    import jax
+
+    from vitjax.analysis.programs import abstract_variables, forward_macs
+
+    variables = abstract_variables(model, pixels)
+    num_params = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
+    macs = forward_macs(model, variables, pixels)
+    return _Size(variables, num_params, None if macs is None else macs / 1e9)
 
 
 def measure(

@@ -161,12 +161,13 @@ def _measure(forwards: Sequence[Forward], batch_size: int) -> tuple[dict[Forward
 def _program(forward: Forward, batch_size: int) -> Any:
     """The forward pass on arbitrary weights and images; compiled when it has its first turn."""
     from vitjax import models
-    from vitjax.analysis.programs import inference
+    from vitjax.analysis.programs import abstract_variables, inference
 
     section = json.loads(forward.model)
     model = models.create(section.pop("name"), num_classes=forward.num_classes, **section)
     height, width, channels = map(int, forward.image.split("x"))
-    return inference(model, (batch_size, height, width, channels))
+    variables = abstract_variables(model, (height, width, channels))
+    return inference(model, variables, (batch_size, height, width, channels))
 
 
 # The file
