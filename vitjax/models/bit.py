@@ -16,6 +16,7 @@ from vitjax.errors import UserError
 from vitjax.layers.convolution import he_fan_out
 from vitjax.layers.drop_path import DropPath
 from vitjax.layers.group_norm import GROUPS, group_norm
+from vitjax.layers.pooling import max_pool
 from vitjax.layers.residual_stages import stages
 from vitjax.layers.weight_standardization import StdConv
 from vitjax.models.convnet import check_fields, classify, refuse_integers
@@ -110,9 +111,7 @@ class BiT(nn.Module):
         """
         refuse_integers(image)
         x = convolution(self.root_width, 7, 2, self.dtype, "conv_root")(image).astype(jnp.float32)
-        # The border is of zeros, not of -inf as in other networks: where all pixels are below, it counts.
-        x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-        x = nn.max_pool(x, (3, 3), (2, 2))
+        x = max_pool(x, border=0.0)  # not -inf, as in other networks: the pixels may all be negative
         out = {"root": x}
         x, maps = stages(
             x,

@@ -68,9 +68,7 @@ class RegNetUnit(nn.Module):
         groups = self.width // min(self.group_width, self.width)
         y = nn.relu(convolve(x, "1", self.width))
         y = nn.relu(convolve(y, "2", self.width, 3, self.stride, groups))
-        if self.se_ratio:
-            squeeze_width = round(self.se_ratio * x.shape[-1])
-            y = SqueezeExcite(squeeze_width, dtype=self.dtype, name="se")(y)
+        y = SqueezeExcite(round(self.se_ratio * x.shape[-1]), dtype=self.dtype, name="se")(y)
         y = convolve(y, "3", self.width, scale_init=nn.initializers.zeros)
         if self.stride != 1 or x.shape[-1] != self.width:
             x = convolve(x, "_proj", self.width, 1, self.stride)
@@ -103,7 +101,7 @@ class RegNet(nn.Module):
       depth: number of units (d of the paper).
       w0, wa, wm: initial width, slope and multiplier of the widths; see `generate`.
       group_width: channels of a group of the 3x3 convolutions (g).
-      se_ratio: width of the squeeze as a share of the unit's input; 0 for no squeeze-excitation (RegNetX).
+      se_ratio: width of the squeeze as a share of the unit's input.
       root_width: channels of the first convolution, 3x3 with stride 2.
       drop_path: rate of stochastic depth in the last unit, growing linearly from 0 in the first.
       remat: recompute units in the backward pass, keeping what this policy of jax names
@@ -131,8 +129,8 @@ class RegNet(nn.Module):
                 f"w0={self.w0}, wa={self.wa}, wm={self.wm} make no widths: w0 must be a multiple of 8, "
                 "wa 0 or more, and wm more than 1."
             )
-        if not 0 <= self.se_ratio <= 1:
-            raise UserError(f"se_ratio={self.se_ratio!r} is not a share: 0 <= se_ratio <= 1.")
+        if not 0 < self.se_ratio <= 1:
+            raise UserError(f"se_ratio={self.se_ratio!r} is not a share: 0 < se_ratio <= 1.")
         super().__post_init__()
 
     @nn.compact

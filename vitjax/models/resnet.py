@@ -14,6 +14,7 @@ from jax.typing import DTypeLike
 from vitjax.layers.batch_norm import BatchNorm
 from vitjax.layers.convolution import Conv
 from vitjax.layers.drop_path import DropPath
+from vitjax.layers.pooling import max_pool
 from vitjax.layers.residual_stages import stages
 from vitjax.models.convnet import check_fields, classify, refuse_integers, uniform_by
 
@@ -112,7 +113,7 @@ class ResNet(nn.Module):
         x = Conv(64, kernel_size, stride, dtype=self.dtype, name="conv_root")(image)
         x = nn.relu(BatchNorm(name="bn_root")(x, train=train))
         if self.stem == "imagenet":
-            x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))  # pyright: ignore[reportArgumentType]
+            x = max_pool(x)
         out = {"root": x}
         shape = {"bottleneck": self.bottleneck, "dtype": self.dtype}
         x, maps = stages(

@@ -94,5 +94,4 @@ def table_of(names: Collection[str]) -> Table | None:
         return BIT
     if "bn_root/scale" not in names:
         return None
-    # RegNets have three-convolution units with squeeze-excitation; a plain one (RegNetX) tells by its root.
     return REGNET if any("/se/" in name for name in names) else RESNET
