@@ -17,7 +17,7 @@ import flax.linen as nn
 from vitjax.config import annotations, check_type
 from vitjax.errors import UserError, nearest
 
-FAMILIES = ("vitjax.models.vit", "vitjax.models.hybrid")
+FAMILIES = ("vitjax.models.vit", "vitjax.models.hybrid", "vitjax.models.efficientnet")
 
 _OF_FLAX = {"parent", "name"}  # dataclass fields of every linen module
 
