@@ -50,9 +50,7 @@ def _grouped(x, kernel, stride, pads):
 
 def _sum_of_taps(x, kernel, stride, pads):
     size = len(kernel)
-    height, width = (
-        (n + sum(pad) - size) // stride + 1 for n, pad in zip(x.shape[1:3], pads, strict=True)
-    )
+    height, width = ((n + sum(pad) - size) // stride + 1 for n, pad in zip(x.shape[1:3], pads, strict=True))
     # Kept apart from what makes `x`, which would else be computed, or padded, once for each tap.
     padded = lax.optimization_barrier(jnp.pad(x, ((0, 0), *pads, (0, 0)))).astype(jnp.float32)
     kernel = kernel.astype(jnp.float32)

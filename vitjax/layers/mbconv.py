@@ -4,8 +4,7 @@ Sources: "MobileNetV2: Inverted Residuals and Linear Bottlenecks" (arXiv 1801.04
 Model Scaling for Convolutional Neural Networks" (arXiv 1905.11946); names of parameters as in timm.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
@@ -78,23 +77,3 @@ class MBConv(nn.Module):
     def normalise(self, name, x, train):
         """Batch norm with the epsilon of `numerics`."""
         return BatchNorm(NUMERICS[self.numerics][1], name=name)(x, train=train)
-
-
-class MBConvStage(nn.Module):
-    """Blocks `block1`, `block2`, ... of one kind, the first with the stride."""
-
-    stride: int
-    fields: Mapping[str, Any]  # of every `MBConv`, except its stride
-    drop_path: Sequence[float]  # a rate for each block
-    remat: str | None = None  # what a block may keep for the backward pass, by jax's names
-
-    @nn.compact
-    def __call__(self, x, train: bool = False):
-        """Maps `[B, H, W, C]` to `[B, H/stride, W/stride, features]`, rounded up, float32."""
-        block = MBConv
-        if self.remat:
-            policy = getattr(jax.checkpoint_policies, self.remat)
-            block = nn.remat(block, policy=policy, static_argnums=(2, 3))  # the rate and train; self is 0
-        for i, rate in enumerate(self.drop_path):
-            x = block(**self.fields, stride=1 if i else self.stride, name=f"block{i + 1}")(x, rate, train)
-        return x

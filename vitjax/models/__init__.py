@@ -17,7 +17,14 @@ import flax.linen as nn
 from vitjax.config import annotations, check_type
 from vitjax.errors import UserError, nearest
 
-FAMILIES = ("vitjax.models.vit", "vitjax.models.hybrid", "vitjax.models.efficientnet")
+FAMILIES = (
+    "vitjax.models.vit",
+    "vitjax.models.hybrid",
+    "vitjax.models.resnet",
+    "vitjax.models.bit",
+    "vitjax.models.regnet",
+    "vitjax.models.efficientnet",
+)
 
 _OF_FLAX = {"parent", "name"}  # dataclass fields of every linen module
 

@@ -9,15 +9,13 @@ import re
 from typing import Any
 
 import flax.linen as nn
-import jax
-import jax.numpy as jnp
-import numpy as np
 
-from vitjax.errors import UserError, nearest
+from vitjax.errors import UserError
 from vitjax.layers.batch_norm import BatchNorm
 from vitjax.layers.convolution import Conv
-from vitjax.layers.encoder import REMAT_POLICIES
-from vitjax.layers.mbconv import NUMERICS, MBConvStage
+from vitjax.layers.mbconv import NUMERICS, MBConv
+from vitjax.layers.residual_stages import Stage
+from vitjax.models.convnet import check_fields, classify, refuse_integers, uniform_by
 
 # Table 1 of the paper, the stages between stem and head: kernel, stride, expansion, channels, blocks.
 STAGES = (
@@ -29,7 +27,7 @@ STAGES = (
     (5, 2, 6, 192, 4),
     (3, 1, 6, 320, 1),
 )
-STEM, HEAD = 32, 1280  # channels
+ROOT, TOP = 32, 1280  # channels of the convolutions before and after them
 
 # Multipliers of width and depth, dropout before the classifier, and the images' side that goes with them. The
 # sides of Lite3 and Lite4 are timm's; the TPU repository has 280 and 300.
@@ -55,8 +53,8 @@ class EfficientNet(nn.Module):
 
     `model.apply(variables, image, train=False) -> (logits, out)` for float images `[B, H, W, C]` of any size.
     `variables` are `params` and `batch_stats`; with `train=True` pass `mutable=["batch_stats"]`, and the
-    `dropout` random stream if `dropout` or `drop_path` is on. Parameters: `conv_stem`, `bn1`,
-    `stage{s}/block{b}/...`, `conv_head`, `bn2`, `head`.
+    `dropout` random stream if `dropout` or `drop_path` is on. Parameters: `conv_root`, `bn_root`,
+    `block{s}/unit{u}/...` (`MBConv`), `conv_top`, `bn_top`, `head`.
 
     Fields:
       num_classes: size of the classifier; None or 0 for none (`logits` are then `pre_logits`).
@@ -69,7 +67,8 @@ class EfficientNet(nn.Module):
       dropout: rate before the classifier.
       drop_path: rate of stochastic depth: block i of n, counted from 0, is dropped with rate * i / n. 0.2 in the
         paper.
-      remat: recompute blocks in the backward pass, keeping what this policy of jax names (`REMAT_POLICIES`).
+      remat: recompute blocks in the backward pass, keeping what this policy of jax names
+        (`layers.encoder.REMAT_POLICIES`).
       dtype: of convolutions. Parameters, norms, activations, sums and logits are float32 always.
     """
 
@@ -85,18 +84,12 @@ class EfficientNet(nn.Module):
 
     def __post_init__(self):
         """Refuses bad values where the model is made, not inside the first trace."""
-        choices = {"numerics": NUMERICS, "remat": (None, *REMAT_POLICIES), "dtype": ("float32", "bfloat16")}
-        for field, valid in choices.items():
-            value = getattr(self, field)
-            if value not in valid:
-                hint = nearest(value, [v for v in valid if v]) if isinstance(value, str) else ""
-                raise UserError(f"{field}={value!r} is none of {', '.join(map(repr, valid))}.{hint}")
+        check_fields(self, {"numerics": tuple(NUMERICS)})
         for field in ("width_mult", "depth_mult"):
             if not 0 < getattr(self, field) < math.inf:
                 raise UserError(f"{field}={getattr(self, field)!r} must be more than 0.")
-        for field in ("dropout", "drop_path"):
-            if not 0 <= getattr(self, field) < 1:
-                raise UserError(f"{field}={getattr(self, field)!r} is not a rate: 0 <= {field} < 1.")
+        if not 0 <= self.dropout < 1:
+            raise UserError(f"dropout={self.dropout!r} is not a rate: 0 <= dropout < 1.")
         super().__post_init__()
 
     @property
@@ -118,28 +111,21 @@ class EfficientNet(nn.Module):
     def __call__(self, image, *, train: bool = False) -> tuple[Any, dict[str, Any]]:
         """Returns logits `[B, num_classes]`, float32, and the named intermediates.
 
-        `out`: `stem` and `stage1` to `stage7`, the feature maps `[B, h, w, C]`, h being the image's height over
-        2, 2, 4, 8, 16, 16, 32, 32, rounded up; `features`, what is averaged; `pre_logits` `[B, D]`, the mean;
-        `logits`.
+        `out`: the feature maps `[B, h, w, C]` `root`, and `block1` to `block7` after the stages, h being the
+        image's height over 2, 2, 4, 8, 16, 16, 32, 32, rounded up; `encoded`, the last one, of 1280 channels
+        times `width_mult`; `pre_logits` `[B, D]`, its mean; `logits`.
         """
-        if not jnp.issubdtype(image.dtype, jnp.floating):
-            raise UserError(
-                f"The model takes float images, not {image.dtype}: end pp with e.g. value_range(-1, 1)."
-            )
-        out = {"stem": self.convolve_first_or_last("conv_stem", "bn1", STEM, image, train, 3, 2)}
-        x = self.run_stages(out["stem"], out, train)
-        x = out["features"] = self.convolve_first_or_last("conv_head", "bn2", HEAD, x, train)
-        x = out["pre_logits"] = x.mean((1, 2))
-        if self.num_classes:
-            x = nn.Dropout(self.dropout)(x, deterministic=not train)
-            x = nn.Dense(self.num_classes, kernel_init=_uniform, name="head")(x)
-        out["logits"] = x
-        return x, out
+        refuse_integers(image)
+        x, maps = self.run_stages(self.convolve("_root", ROOT, image, train, 3, 2), train)
+        x = self.convolve("_top", TOP, x, train)
+        head_init = uniform_by(self.num_classes or 1)  # by the fan-out, as in timm
+        logits, ends = classify(x, self.num_classes, head_init, dropout=self.dropout, train=train)
+        return logits, {**maps, "encoded": x, **ends}
 
-    def run_stages(self, x, out, train):
-        """Runs all blocks and notes in `out` what leaves each stage."""
-        total, before = sum(blocks for *_, blocks in self.stages), 0
-        for s, (kernel_size, stride, expansion, channels, blocks) in enumerate(self.stages, 1):
+    def run_stages(self, x, train):
+        """Runs all blocks; returns what leaves the last, and by name what enters the first and leaves a stage."""
+        maps, before, total = {"root": x}, 0, sum(blocks for *_, blocks in self.stages)
+        for i, (kernel_size, stride, expansion, channels, blocks) in enumerate(self.stages):
             fields = {
                 "features": channels,
                 "kernel_size": kernel_size,
@@ -150,16 +136,17 @@ class EfficientNet(nn.Module):
                 "dtype": self.dtype,
             }
             rates = [self.drop_path * (before + block) / total for block in range(blocks)]
-            x = out[f"stage{s}"] = MBConvStage(stride, fields, rates, self.remat, name=f"stage{s}")(x, train)
             before += blocks
-        return x
+            name = f"block{i + 1}"
+            x = maps[name] = Stage(MBConv, fields, stride, rates, self.remat, name=name)(x, train=train)
+        return x, maps
 
-    def convolve_first_or_last(self, conv, norm, channels, x, train, kernel_size=1, stride=1):
-        """Convolution, norm and activation around the stages; Lite does not scale their channels."""
+    def convolve(self, suffix, channels, x, train, kernel_size=1, stride=1):
+        """Convolution, norm and activation, before and after the stages; Lite does not scale their channels."""
         padding, epsilon = NUMERICS[self.numerics]
         channels = channels if self.lite else scaled_channels(channels, self.width_mult)
-        x = Conv(channels, kernel_size, stride, padding=padding, dtype=self.dtype, name=conv)(x)
-        return self.activation(BatchNorm(epsilon, name=norm)(x, train=train))
+        conv = Conv(channels, kernel_size, stride, padding=padding, dtype=self.dtype, name=f"conv{suffix}")
+        return self.activation(BatchNorm(epsilon, name=f"bn{suffix}")(conv(x), train=train))
 
     @property
     def activation(self):
@@ -172,12 +159,6 @@ def scaled_channels(channels: int, width_mult: float) -> int:
     product = channels * width_mult
     rounded = max(8, int(product + 4) // 8 * 8)
     return rounded + 8 if rounded < 0.9 * product else rounded
-
-
-def _uniform(key, shape, dtype=jnp.float32):
-    """The classifier's initialisation: uniform up to 1 / sqrt(classes)."""
-    limit = 1 / np.sqrt(shape[1])
-    return jax.random.uniform(key, shape, dtype, -limit, limit)
 
 
 def names() -> tuple[str, ...]:
