@@ -10,12 +10,18 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from vitjax.errors import UserError, nearest
-from vitjax.weights import flax_names, huggingface_names, timm_names
+from vitjax.weights import (
+    efficientnet_pytorch_names,
+    flax_names,
+    huggingface_names,
+    timm_efficientnet_names,
+    timm_names,
+)
 from vitjax.weights.stored import Archive, Stored, printable
 from vitjax.weights.tables import Move, moves
 
-# (names, num_heads) -> moves, and the names that have no place.
-Translate = Callable[[Collection[str], Callable[[str], int]], tuple[list[Move], list[str]]]
+# (arrays by name, num_heads) -> moves, and the names that have no place.
+Translate = Callable[[Mapping[str, Stored], Callable[[str], int]], tuple[list[Move], list[str]]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +48,19 @@ FAMILIES = (
         flax_names.label,
     ),
     Family("Hugging Face", huggingface_names.is_huggingface, _by(huggingface_names.VIT), "bicubic"),
+    Family(
+        "efficientnet-pytorch",
+        efficientnet_pytorch_names.is_efficientnet_pytorch,
+        efficientnet_pytorch_names.translate,
+        "bicubic",
+    ),
+    Family(
+        "timm",
+        lambda names: "blocks.0.0.conv_dw.weight" in names,
+        _by(timm_efficientnet_names.EFFICIENTNET),
+        "bicubic_aa",
+        lambda names: "EfficientNet",
+    ),
     Family(
         "timm",
         lambda names: any(re.match(r"patch_embed\.|blocks\.\d+\.", name) for name in names),
