@@ -11,6 +11,7 @@ from jax.typing import DTypeLike
 
 from vitjax.errors import UserError
 from vitjax.layers.dense import affine
+from vitjax.layers.depthwise import depthwise_convolve
 from vitjax.layers.patches import refuse_other_channels
 
 PADDING = ("symmetric", "same")
@@ -76,6 +77,11 @@ def convolve(x, kernel, *, stride: int = 1, padding: str = "symmetric", groups: 
     if size == 1 and groups == 1:
         return affine(x[:, ::stride, ::stride], kernel[0, 0])
     pad = "SAME" if padding == "same" else ((size // 2, size // 2),) * 2
+    if groups == x.shape[-1] == kernel.shape[-1] > 1:
+        pads = (
+            lax.padtype_to_pads(x.shape[1:3], (size, size), (stride, stride), pad) if pad == "SAME" else pad
+        )
+        return depthwise_convolve(x, kernel, stride, tuple(map(tuple, pads)))
 
     def dense_or_grouped(x, kernel, groups=1):
         return lax.conv_general_dilated(

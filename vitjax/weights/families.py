@@ -10,12 +10,20 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from vitjax.errors import UserError, nearest
-from vitjax.weights import flax_names, huggingface_names, timm_cait_names, timm_cnn_names, timm_names
+from vitjax.weights import (
+    efficientnet_pytorch_names,
+    flax_names,
+    huggingface_names,
+    timm_cait_names,
+    timm_cnn_names,
+    timm_efficientnet_names,
+    timm_names,
+)
 from vitjax.weights.stored import Archive, Stored, printable
 from vitjax.weights.tables import Move, moves
 
-# (names, num_heads) -> moves, and the names that have no place.
-Translate = Callable[[Collection[str], Callable[[str], int]], tuple[list[Move], list[str]]]
+# (arrays by name, num_heads) -> moves, and the names that have no place.
+Translate = Callable[[Mapping[str, Stored], Callable[[str], int]], tuple[list[Move], list[str]]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +49,7 @@ def _embeds_patches(names: Collection[str]) -> bool:
 def _timm_cnn(network: str, first: str, table: timm_names.Table) -> Family:
     """timm's state dicts of one kind of network, told by the name of an array in its first unit."""
     recognises = lambda names: any(re.fullmatch(first, name) for name in names)
-    return Family("timm", recognises, _by(table), "bicubic_aa", lambda names: network)
+    return Family("timm", recognises, _by(table), "bicubic_aa", detail=lambda names: network)
 
 
 _OFFICIAL = "facebookresearch/deit"
@@ -59,6 +67,13 @@ FAMILIES = (
     Family(_OFFICIAL, timm_cait_names.is_cait, _by(timm_cait_names.CAIT), "bicubic", "model/"),
     Family(_OFFICIAL, _embeds_patches, _by(timm_cait_names.OFFICIAL_DEIT), "bicubic", "model/"),
     Family("timm", timm_cait_names.is_cait, _by(timm_cait_names.CAIT), "bicubic_aa"),
+    Family(
+        "efficientnet-pytorch",
+        efficientnet_pytorch_names.is_efficientnet_pytorch,
+        efficientnet_pytorch_names.translate,
+        "bicubic",
+    ),
+    _timm_cnn("EfficientNet", r"blocks\.0\.0\.conv_dw\.weight", timm_efficientnet_names.EFFICIENTNET),
     Family(
         "timm",
         lambda names: any(re.match(r"patch_embed\.|blocks\.\d+\.", name) for name in names),
