@@ -134,8 +134,8 @@ def conversion(known: Known, student: Student, *, allowed: bool, whose: str) -> 
     if known.scale is not None:
         if student.scale is None:
             raise UserError(
-                f"config.task.teacher: {whose} takes values of {known.scale}, but what those of "
-                "the student's images mean is not known: in config.input.pp, use value-range ops that do not clip."
+                f"config.task.teacher: {whose} takes values of {known.scale}, but what those of the "
+                "student's images mean is not known: use value-range ops that do not clip in config.input.pp."
             )
         scale = None if student.scale.equals(known.scale) else student.scale.onto(known.scale)
     if (size or scale) and not allowed:
