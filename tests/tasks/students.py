@@ -6,6 +6,16 @@ import jax.numpy as jnp
 from vitjax.layers.batch_norm import BatchNorm
 
 
+class OneHead(nn.Module):
+    """A linear classifier."""
+
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, image, train=False):
+        return nn.Dense(self.num_classes, name="head")(image.reshape(len(image), -1)), {}
+
+
 class TwoHeads(nn.Module):
     """The contract of a distilled model."""
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from vitjax.errors import UserError, nearest
 from vitjax.weights import flax_names, huggingface_names, timm_names
+from vitjax.weights.archive import CHECKPOINT
 from vitjax.weights.stored import Archive, Stored, printable
 from vitjax.weights.tables import Move, moves
 
@@ -102,7 +103,8 @@ def recognise(archive: Archive, subtree: str) -> Weights:
         notes.append(f"left out: {len(counters)} counters ({printable(counters[0])})")
         entries = {name: stored for name, stored in entries.items() if name not in counters}
     for family in FAMILIES:
-        if family.recognises(entries):
+        # The names of a run of one's own are those of its model, whatever that is.
+        if family.recognises(entries) or (archive.kind == CHECKPOINT and family is FAMILIES[0]):
             return Weights(family, entries, tuple(notes))
     inside = [
         top for top in _tops(entries) if any(f.recognises(_below(entries, f"{top}/")) for f in FAMILIES)
