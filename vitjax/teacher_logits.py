@@ -6,6 +6,7 @@ the very images of every step, crop, mixup and all. Killed, the same command goe
 """
 
 import contextlib
+import dataclasses
 import functools
 import pathlib
 import sys
@@ -79,13 +80,17 @@ def record(run: "Experiment", out: pathlib.Path, dtype: str) -> None:
 
     from vitjax.checksum import checksum
     from vitjax.progress import Progress
-    from vitjax.teachers.recorded import Writer
+    from vitjax.teachers.recorded import Recorded, Writer
 
     teacher = run.task.teacher
     about = dict(
         teacher=teacher.section.identity, checksum=checksum(run.frozen), stream=teacher.student.stream
     )
     print("\n".join(run.task.notes))
+    if out.exists():
+        Recorded(dataclasses.replace(teacher.section, logits=str(out)), teacher.student)
+        print(f"{out} is there already")
+        return
     with contextlib.closing(Writer(out, about, run.total_steps, run.num_classes, dtype)) as writer:
         if writer.done:
             print(f"{writer.done:,} steps are there: going on")
