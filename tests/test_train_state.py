@@ -19,7 +19,7 @@ class Linear:
     def init(self, rng, batch):
         return {"w": jax.random.normal(rng, batch["x"].shape[1:])}, {"calls": jnp.zeros(())}
 
-    def loss(self, params, model_state, batch, rng, train=True):
+    def loss(self, params, model_state, batch, rng, train=True, frozen=None):
         y = batch["x"] @ params["w"] + self.noise * jax.random.normal(rng, batch["y"].shape)
         loss = jnp.mean((y - batch["y"]) ** 2)
         return loss, ({"error": jnp.sqrt(loss)}, {"calls": model_state["calls"] + 1})

@@ -6,6 +6,7 @@ Training, `--check` and `--eval_only` all start here: a config that one of them 
 import contextlib
 import dataclasses
 import functools
+import json
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -16,13 +17,15 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from vitjax import checksum as checksum_lib
 from vitjax import compiler, durations, evaluators, model_init, models, optim, sharding, tasks, weights
 from vitjax.analysis.costs import multiply_accumulates
-from vitjax.config import Settings, bind, plain
+from vitjax.config import Settings, bind, fingerprint, plain
 from vitjax.config import settings as read_settings
-from vitjax.data import pipeline, pp
+from vitjax.data import pipeline, pp, value_scale
 from vitjax.data.sources import open_source
 from vitjax.errors import UserError, nearest
+from vitjax.teachers import Student
 from vitjax.train_state import Hyperparameters, TrainState, is_logged, make_init, make_step
 
 MOST_PROGRAMS = 24  # jitted functions that experiments of one process keep in common
@@ -140,8 +143,8 @@ class Experiment:
 
     def init_state(self, tell: Callable[[str], None] = lambda text: None) -> TrainState:
         """The state at step 0, born sharded; `tell` takes what is to be said about weights it starts from."""
-        init = _init(self.settings, self.task, self.optimizer, self.preprocess)
-        zeros = lambda: jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), self.batch_spec)
+        init, spec = _init(self.settings, self.task, self.optimizer, self.preprocess), self.batch_spec
+        zeros = lambda: jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), spec)
         given = {}
         if loaded := self.initial_weights():
             tell(loaded.report)
@@ -158,6 +161,12 @@ class Experiment:
             return None
         with blaming("config.model_init"):
             return model_init.load(self.settings.model_init, self.abstract_state, self.patch_grid)
+
+    @property
+    def image_shape(self) -> list[int]:
+        """`[H, W, C]` of the images that the model sees."""
+        batch = jax.eval_shape(self.preprocess.device, self.batch_spec, jax.random.key(0))
+        return list(batch["image"].shape[1:])
 
     @property
     def patch_grid(self) -> tuple[int, int] | None:
@@ -203,7 +212,27 @@ class Experiment:
         everywhere = jax.sharding.NamedSharding(self.mesh, jax.P())
         # Put on all devices of all processes by jit: device_put serves those of this process alone.
         hyper = jax.jit(lambda hyper: hyper, out_shardings=everywhere)(self.hyperparameters)
+        hyper = hyper.replace(frozen=self.frozen)
         return lambda state, batch: jitted(state, batch, hyper)
+
+    @functools.cached_property
+    def frozen(self) -> Any:
+        """Variables that the task needs and the run does not train, whole on every device; None without any.
+
+        They are read here, once, and are no part of the programs that experiments share.
+        """
+        return sharding.replicate(self.task.frozen, self.mesh)
+
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        """What determines the trained parameters: the config's part, and the checksum of a teacher."""
+        teacher = getattr(self.task, "teacher", None)
+        if teacher is None:
+            return fingerprint(self.config)
+        checksum = getattr(teacher, "checksum", None)
+        if checksum is None:
+            checksum = checksum_lib.checksum(self.frozen)
+        return fingerprint(self.config) | {"task.teacher.checksum": checksum}
 
     def _shared(self, name: str, make: Callable[[], Callable]) -> Callable:
         """The jitted function of this name from `programs`; the first experiment that needs it makes it.
@@ -255,6 +284,7 @@ class Experiment:
             process_index=jax.process_index(),
             process_count=jax.process_count(),
             repeats=self.input.repeats,
+            by_position=self.task.by_position,
         )
 
 
@@ -285,12 +315,14 @@ def build(config: ConfigDict, programs: dict[tuple[str, str], Callable] | None =
     preprocess = parse_pp(data.pp, num_classes, "input.pp")
     batch_spec = first_batch_spec(source, preprocess, data, num_classes)
 
-    model = _create_model(settings, num_classes)
-    task = tasks.create(settings.task, model)
     sizes = data.sizes(source)
     total_steps = durations.steps(config, "total", total_steps=None, **sizes)
     if total_steps < 1:
         raise UserError("the length of training is 0: set config.total_steps or config.total_epochs.")
+    model = _create_model(settings, num_classes)
+    student = _student(settings, data, source, preprocess, batch_spec, num_classes, total_steps)
+    task = tasks.create(settings.task, model, student)
+    batch_spec |= {key: rows.spec(data.batch_size) for key, rows in task.by_position.items()}
     with blaming("config.input.pp"):
         abstract_params = jax.eval_shape(
             lambda rng, batch: task.init(rng, preprocess.device(batch, rng))[0], jax.random.key(0), batch_spec
@@ -315,6 +347,30 @@ def _num_classes(settings: Settings, source: Any) -> int:
     if found < 1:
         raise UserError(f"config.num_classes = {found}: 1 or more; left out, as many as the source has.")
     return found
+
+
+def _student(
+    settings: Settings,
+    data: Input,
+    source: Any,
+    preprocess: pp.Preprocess,
+    batch_spec: dict[str, jax.ShapeDtypeStruct],
+    num_classes: int,
+    total_steps: int,
+) -> Student:
+    """What a teacher has to know of the run."""
+    with blaming("config.input.pp"):
+        batch = jax.eval_shape(preprocess.device, batch_spec, jax.random.key(0))
+    stream = {f"input.{key}": value for key, value in dataclasses.asdict(data).items() if key != "workers"}
+    stream["input.pp"] = fill_in(data.pp, num_classes)
+    stream |= dict(seed=settings.seed, batch_size=data.batch_size, examples=len(source))
+    return Student(
+        num_classes=num_classes,
+        image=batch["image"].shape if "image" in batch else (),
+        scale=value_scale.after(preprocess),
+        stream=json.loads(json.dumps(stream)),
+        steps=total_steps,
+    )
 
 
 def _create_model(settings: Settings, num_classes: int) -> Any:
@@ -342,12 +398,13 @@ def _shape_state(
     placement = sharding.state_shardings(state, settings.sharding, mesh)
     with blaming("config.input.pp"):  # what the loss misses is better missed now than after the compilation
         jax.eval_shape(
-            lambda state, batch, rng: task.loss(
-                state.params, state.model_state, preprocess.device(batch, rng), rng
+            lambda state, batch, rng, frozen: task.loss(
+                state.params, state.model_state, preprocess.device(batch, rng), rng, frozen=frozen
             )[0],
             state,
             batch_spec,
             jax.random.key(0),
+            task.abstract_frozen,
         )
     return jax.tree.map(
         lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), state, placement

@@ -17,7 +17,6 @@ from vitjax import experiment as experiment_lib
 from vitjax import files, sharding
 from vitjax.analysis import report
 from vitjax.checkpoint import Checkpointer
-from vitjax.config import fingerprint
 from vitjax.data import pp
 from vitjax.data.pipeline import BatchIterator
 from vitjax.errors import TrainingFailed, UserError
@@ -66,7 +65,7 @@ def train(
                 enabled=main_process,
             )
         )
-        for line in (headline(run), *told):
+        for line in (headline(run), *told, *run.task.notes):
             progress.print(line)
         if start_step:
             left = "" if start_step < run.total_steps else ": training is complete"
@@ -256,7 +255,7 @@ def open_checkpoints(run: Experiment, workdir: pathlib.Path) -> Checkpointer:
     """Opens the checkpoints of a workdir as the config wants them kept."""
     return Checkpointer(
         workdir / CHECKPOINTS,
-        fingerprint=fingerprint(run.config),
+        fingerprint=run.fingerprint,
         remedy="The result depends on all of these: set them back, or give another --workdir.",
         keep_last=run.settings.keep_last,
         keep_best=1 if run.settings.best_metric else 0,
@@ -297,6 +296,8 @@ def note_times(run: Experiment, workdir: pathlib.Path, wall: WallTime) -> None:
         total_steps=run.total_steps,
         batch_size=run.input.batch_size,
         num_params=run.num_params,
+        num_classes=run.num_classes,
+        image_shape=run.image_shape,
         macs_per_image=run.macs_per_image,
         wall_time=wall.split(),
     )

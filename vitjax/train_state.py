@@ -41,17 +41,25 @@ class Hyperparameters:
       optimizer: `Optimizer.hyperparameters`.
       log_every: metrics are read after the first step, every so many, and after the last.
       total_steps: length of the run.
+      frozen: variables that the task needs and the run does not train, those of a teacher; None without any.
     """
 
     rng: jax.Array
     optimizer: Any
     log_every: int
     total_steps: int
+    frozen: Any = None
 
 
 def is_logged(step: Any, hyper: Hyperparameters) -> Any:
     """Whether the metrics of `step` (a number or traced) are written."""
     return (step == 1) | (step % hyper.log_every == 0) | (step == hyper.total_steps)
+
+
+def step_rngs(rng: jax.Array, step: Any) -> tuple[jax.Array, jax.Array]:
+    """The keys that the step after `step` updates draws from: of the preprocessing, and of the model."""
+    data_rng, model_rng = jax.random.split(jax.random.fold_in(rng, step + 1))
+    return data_rng, model_rng
 
 
 def make_init(task, optimizer, preprocess, *, ema: bool = False) -> Callable[..., TrainState]:
@@ -110,8 +118,9 @@ def make_step(
         gradients and metrics are averaged.
     """
 
-    def loss_and_grads(state: TrainState, batch: dict, rng: jax.Array):
-        grad = jax.value_and_grad(task.loss, has_aux=True)
+    def loss_and_grads(state: TrainState, batch: dict, rng: jax.Array, frozen: Any):
+        loss_of = lambda *args: task.loss(*args, frozen=frozen)
+        grad = jax.value_and_grad(loss_of, has_aux=True)
         if accumulation == 1:
             (loss, (metrics, model_state)), grads = grad(state.params, state.model_state, batch, rng)
             return loss, metrics, model_state, grads
@@ -133,9 +142,9 @@ def make_step(
         return mean(losses), mean(metrics), model_state, jax.tree.map(lambda g: g / accumulation, total)
 
     def step(state: TrainState, batch: dict, hyper: Hyperparameters) -> tuple[TrainState, dict]:
-        data_rng, model_rng = jax.random.split(jax.random.fold_in(hyper.rng, state.step + 1))
+        data_rng, model_rng = step_rngs(hyper.rng, state.step)
         batch = preprocess(batch, data_rng)
-        loss, metrics, model_state, grads = loss_and_grads(state, batch, model_rng)
+        loss, metrics, model_state, grads = loss_and_grads(state, batch, model_rng, hyper.frozen)
         updates, opt_state = optimizer.update(
             grads, state.opt_state, state.params, hyperparameters=hyper.optimizer
         )

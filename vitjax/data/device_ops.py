@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from vitjax.data.pp import on_key, register, value_of
+from vitjax.data.pp import KeyOp, on_key, register, value_of
+from vitjax.data.value_scale import Rescaling, Scale
 from vitjax.errors import UserError
 
 
@@ -34,12 +35,18 @@ def value_range(vmin=-1, vmax=1, in_min=0, in_max=255.0, clip_values=False):
         image = vmin + (image.astype(np.float32) - low) / (high - low) * spread
         return image.clip(vmin, vmax) if clip_values else image
 
-    return apply
+    factor = spread / (np.float64(high) - low)
+    # Pixels of 0..255 are clipped only where they reach beyond [in_min, in_max].
+    within = vmin <= vmax and bool((np.minimum(low, high) <= 0).all() and (np.maximum(low, high) >= 255).all())
+    return Rescaling(apply, Scale(factor, vmin - low * factor) if within or not clip_values else None)
 
 
 def _standardize(mean, std):
     mean, std = np.asarray(mean, np.float32), np.asarray(std, np.float32)
-    return lambda image, rng: (image.astype(np.float32) - mean) / std
+    return Rescaling(
+        lambda image, rng: (image.astype(np.float32) - mean) / std,
+        Scale(1 / np.float64(std), -mean / np.float64(std)),
+    )
 
 
 @register("vgg_value_range", device=True)
@@ -111,7 +118,7 @@ def drop(*keys):
 @register("copy", device=True)
 def copy(inkey, outkey):
     """Makes the value of `inkey` the value of `outkey` as well."""
-    return lambda batch, rng: {**batch, outkey: value_of(batch, inkey)}
+    return KeyOp(lambda value, rng: value, inkey, outkey)
 
 
 @register("mixup", device=True, whole_batch=True)

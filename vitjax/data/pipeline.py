@@ -17,7 +17,7 @@ import signal
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import cv2
@@ -49,6 +49,7 @@ def train_batches(
     process_count: int = 1,
     num_classes: int | None = None,
     repeats: int = 1,
+    by_position: Mapping[str, Callable[[np.ndarray], np.ndarray]] | None = None,
 ) -> "BatchIterator":
     """Yields this process's rows of every training batch from `start_step` on, for ever.
 
@@ -69,6 +70,8 @@ def train_batches(
       process_count: how many processes share the batch.
       num_classes: labels must be below it; by default `source.num_classes`.
       repeats: views of each example, one after another, each with random numbers of its own.
+      by_position: further entries of a batch, as functions of the stream positions int64 `[B]` of its rows;
+        row b of the batch of step s is at position s * batch_size + b.
 
     Returns:
       An iterator over dicts of arrays, example axis first, with `_id` int64 `[B]`: the index in `source`.
@@ -79,7 +82,9 @@ def train_batches(
     """
     local = _local(batch_size, process_index, process_count)
     rows = TrainRows(len(source), local, batch_size, seed, repeats)
-    make = BatchMaker(source, host_fn, rows, seed, on_error, num_classes or source.num_classes)
+    make = BatchMaker(
+        source, host_fn, rows, seed, on_error, num_classes or source.num_classes, by_position or {}
+    )
     return BatchIterator(make, start_step, sys.maxsize // 2, workers)
 
 
@@ -243,6 +248,7 @@ class BatchMaker:
     seed: int
     on_error: str
     num_classes: int
+    by_position: Mapping[str, Callable[[np.ndarray], np.ndarray]] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
         if self.on_error not in ("raise", "skip"):
@@ -268,6 +274,7 @@ class BatchMaker:
                 if mask is not None:
                     mask[row] = False
         batch = stack(examples)
+        batch |= {key: rows(positions) for key, rows in self.by_position.items()}
         batch["_id"] = ids if mask is None else np.where(positions < self.rows.num_examples, ids, -1)
         if mask is not None:
             batch["_mask"] = mask

@@ -73,6 +73,18 @@ def register(name: str, *, device: bool = False, whole_batch: bool = False):
     return decorate
 
 
+class KeyOp(NamedTuple):
+    """An op that writes `apply(value, rng)` of one key to the same or another key."""
+
+    apply: Callable[[Any, Any], Any]
+    inkey: str
+    outkey: str
+
+    def __call__(self, example: Example, rng: Any) -> Example:
+        """Applies it; the given dict stays as it is."""
+        return {**example, self.outkey: self.apply(value_of(example, self.inkey), rng)}
+
+
 def on_key(default: str = "image"):
     """Makes a factory of `apply(value, rng) -> value` a factory of ops, which read and write one key.
 
@@ -83,13 +95,7 @@ def on_key(default: str = "image"):
     def decorate(factory):
         @functools.wraps(factory)
         def keyed(*args, key=None, inkey=default, outkey=default, **kwargs):
-            apply = factory(*args, **kwargs)
-            source, target = key or inkey, key or outkey
-
-            def op(example, rng):
-                return {**example, target: apply(value_of(example, source), rng)}
-
-            return op
+            return KeyOp(factory(*args, **kwargs), key or inkey, key or outkey)
 
         extra = [
             inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=value)
@@ -314,6 +320,7 @@ def _check_arguments(name: str, factory: Callable, args: list, kwargs: dict, pie
 def _on_one_example(op: Op) -> Op:
     """Lets the host call a device op, which expects a batch, on one example: on a batch of one."""
 
+    @functools.wraps(op)
     def on_host(example, rng):
         batch = {
             key: value if _is_opaque(value) else np.asarray(value)[None] for key, value in example.items()

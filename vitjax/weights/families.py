@@ -19,6 +19,7 @@ from vitjax.weights import (
     timm_efficientnet_names,
     timm_names,
 )
+from vitjax.weights.archive import CHECKPOINT
 from vitjax.weights.stored import Archive, Stored, printable
 from vitjax.weights.tables import Move, moves
 
@@ -138,7 +139,9 @@ def recognise(archive: Archive, subtree: str) -> Weights:
         notes.append(f"left out: {len(counters)} counters ({printable(counters[0])})")
         entries = {name: stored for name, stored in entries.items() if name not in counters}
     for family in FAMILIES:
-        if family.wrapper in ("", around) and family.recognises(entries):
+        # The names of a run of one's own are those of its model, whatever that is.
+        own = archive.kind == CHECKPOINT and family is FAMILIES[0]
+        if own or (family.wrapper in ("", around) and family.recognises(entries)):
             return Weights(family, entries, tuple(notes))
     inside = [
         top for top in _tops(entries) if any(f.recognises(_below(entries, f"{top}/")) for f in FAMILIES)

@@ -74,6 +74,27 @@ def load(
         return _load(archive, weights, shapes, patterns, grid, method)
 
 
+def shapes(source: str | pathlib.Path, abstract_params: Mapping[str, Any]) -> dict[str, merge.Shape]:
+    """The shapes that parameters have in a file, by our names; a file of weights is not read for it.
+
+    What the file says of parameters that the model lacks is here too. Blocks stand as the file has them, in a
+    loop or stacked. Arguments and errors are those of `load`.
+    """
+    ours = {name: tuple(leaf.shape) for name, leaf in flatten(abstract_params).items()}
+    path, behind = locate(str(source))
+    key, subtree = key_and_subtree(path, behind)
+    with open_archive(path, key) as archive:
+        weights = families.recognise(archive, subtree)
+        moves, _ = weights.family.translate(weights.entries, heads_in(ours))
+        return {
+            target: shape
+            for move in moves
+            for target, shape in zip(
+                move.targets, merge.shapes_of(move, weights.entries[move.entry].shape), strict=False
+            )
+        }
+
+
 def locate(source: str) -> tuple[pathlib.Path, str]:
     """Splits `file:sub/tree` and finds the file. UserError if there is none."""
     head, colon, behind = source.rpartition(":")
