@@ -38,6 +38,7 @@ _OP_MODULES = (
     "crop_ops",
     "randaug",
     "timm_randaug",
+    "color_ops",
     "dict_ops",
     "device_ops",
     "random_erasing",
