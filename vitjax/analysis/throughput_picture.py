@@ -56,8 +56,13 @@ def _paint(panels: dict[str, list[tuple[Published, float]]], series: Sequence[st
         for plot, (title, points) in zip(axes, panels.items(), strict=True):
             _panel(plot, title, points, series)
         axes[0].set_ylabel("ImageNet top-1 accuracy (published)")
-        handles, labels = axes[-1].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
+        drawn = {}  # a panel need not have all series
+        for plot in axes:
+            handles, labels = plot.get_legend_handles_labels()
+            drawn |= dict(zip(labels, handles, strict=True))
+        figure.legend(
+            [drawn[name] for name in series], series, loc="outside lower center", ncols=4, frameon=False
+        )
         metadata = {"Date": None} if kind == "svg" else {"Software": None}
         figure.savefig(buffer, format=kind, dpi=140, metadata=metadata)
     return buffer.getvalue()
@@ -89,7 +94,7 @@ def _panel(plot: Any, title: str, points: Sequence[tuple[Published, float]], ser
     plot.yaxis.set_major_formatter(ticker.PercentFormatter(1.0, decimals=0))
     plot.set_title(title, fontsize=9)
     plot.set_xlabel("images/s")
-    plot.margins(x=0.12, y=0.08)
+    plot.margins(x=0.15, y=0.08)
     plot.grid(color="0.88", linewidth=0.7)
     plot.set_axisbelow(True)
     plot.spines[["top", "right"]].set_visible(False)
