@@ -377,7 +377,7 @@ def test_deit_learns_digits_from_the_teacher_that_comes_with_it():
     assert run.total_steps == 10 * 26
     state, losses = take_steps(run)
     assert np.isfinite(losses).all() and int(state.step) == 2 and "head_dist" in state.params
-    assert run.task.teacher is not None
+    assert run.task.teacher is not None and run.patch_grid == (4, 4) and run.macs_per_image > 0
     with pytest.raises(UserError, match="repeats = 3 does not divide"):
         build(spec, input__batch_size=64)
 
