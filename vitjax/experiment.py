@@ -182,17 +182,14 @@ class Experiment:
         except ValueError:  # a kernel that runs its body once a block
             return None
 
-    def _forward(self, params: Any, model_state: Any, batch: dict, rng: jax.Array) -> tuple[Any, dict]:
-        return self.task.predict(params, model_state, self.preprocess.device(batch, rng))
+    def _forward(self, params: Any, model_state: Any, batch: dict) -> tuple[Any, dict]:
+        return self.task.predict(params, model_state, batch)
 
     def _forward_args(self) -> tuple:
-        """Arguments of `_forward` by shape, for one image."""
-        spec = {
-            key: jax.ShapeDtypeStruct((1, *leaf.shape[1:]), leaf.dtype)
-            for key, leaf in self.batch_spec.items()
-        }
-        state = self.abstract_state
-        return state.params, state.model_state, spec, jax.random.key(0)
+        """Arguments of `_forward` by shape, for one image. Some ops take whole batches, so these get one."""
+        batch = jax.eval_shape(self.preprocess.device, self.batch_spec, jax.random.key(0))
+        spec = {key: jax.ShapeDtypeStruct((1, *leaf.shape[1:]), leaf.dtype) for key, leaf in batch.items()}
+        return self.abstract_state.params, self.abstract_state.model_state, spec
 
     def train_step(self) -> Callable[[TrainState, dict], tuple[TrainState, dict]]:
         """The jitted step `(state, batch) -> (state, metrics)`; it takes over the buffers of the state."""
