@@ -1,4 +1,4 @@
-"""Full-size models by shape only: our parameters under timm's names against timm's own list of them."""
+"""Full-size models by shape only: our variables under timm's names against timm's own list of them."""
 
 import json
 import pathlib
@@ -9,9 +9,13 @@ import numpy as np
 import pytest
 
 from vitjax import models
+from vitjax.analysis.costs import multiply_accumulates
 from vitjax.layers.encoder import scan_to_loop
 from vitjax.weights.timm_cait_names import CAIT
+from vitjax.weights.timm_cnn_names import table_of
 from vitjax.weights.timm_names import to_timm
+from vitjax.weights.tree import flatten
+from vitjax.weights.variables import join
 
 _SIZES = {"tiny": "ti", "small": "s", "base": "b", "large": "l", "huge": "h"}
 _HYBRIDS = {
@@ -34,9 +38,42 @@ def ours(name):
     return None
 
 
+def convnet(name):
+    """The name of our ResNet, RegNet or BiT for one of timm's; None if it is none of these."""
+    if match := re.fullmatch(r"resnetv2_(\d+x\d+)_bit", name):
+        return f"bit_r{match[1]}"
+    if match := re.fullmatch(r"regnety_(\d+)", name):
+        hundreds = int(match[1])  # of MFLOPs
+        whole, tenth = divmod(hundreds, 10)
+        return f"regnety_{whole}{f'_{tenth}' if tenth else ''}gf" if whole else f"regnety_{tenth}00mf"
+    return name if re.fullmatch(r"resnet\d+", name) else None
+
+
+def check_convnet(name, manifest):
+    """Names, shapes and counts of parameters and statistics, and the arithmetic."""
+    model = models.create(name, num_classes=1000)
+    channels, height, width = manifest["input_size"]
+    image = jax.ShapeDtypeStruct((1, height, width, channels), np.float32)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), image)
+    joined = join(shapes["params"], shapes)
+    views = jax.tree.map(lambda leaf: np.broadcast_to(np.int8(0), leaf.shape), joined)
+    state = {n: list(array.shape) for n, array in to_timm(views, table=table_of(flatten(joined))).items()}
+    counters = {
+        n: [] for n in manifest["buffers"] if n.endswith(".num_batches_tracked")
+    }  # have no place here
+    assert state | counters == manifest["params"] | {
+        n: shape for n, (shape, _) in manifest["buffers"].items()
+    }
+    assert sum(leaf.size for leaf in jax.tree.leaves(shapes["params"])) == manifest["num_params"]
+    macs = multiply_accumulates(lambda variables, image: model.apply(variables, image)[0], shapes, image)
+    assert round(macs / 1e9, 4) == manifest["gmacs"]
+
+
 def check(path: pathlib.Path) -> None:
     """Checks one manifest. One of a model that is not here fails, like a golden that nothing checks."""
     manifest = json.loads(path.read_text())
+    if (name := convnet(manifest["model"])) is not None:
+        return check_convnet(name, manifest)
     found = ours(manifest["model"])
     if found is None:
         pytest.fail(f"Nothing checks {path.name}: no model of vitjax is said to be it.", pytrace=False)

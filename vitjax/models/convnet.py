@@ -34,6 +34,10 @@ def check_fields(model: Any, choices: Mapping[str, Sequence], *, at_least_one: S
         numbers = [value] if isinstance(value, int) else list(value)
         if not numbers or any(not isinstance(n, int) or n < 1 for n in numbers):
             raise UserError(f"{field}={value!r} must be whole numbers of 1 or more.")
+    if hasattr(model, "widths") and len(model.widths) != len(model.units):
+        raise UserError(
+            f"widths={model.widths!r} must have one entry for each of the {len(model.units)} stages of units."
+        )
     if not 0 <= model.drop_path < 1:
         raise UserError(f"drop_path={model.drop_path!r} is not a rate: 0 <= drop_path < 1.")
 
