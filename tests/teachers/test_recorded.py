@@ -86,9 +86,17 @@ def test_each_process_reads_its_own_rows(folder, workers):
     run = build(folder, task__teacher__logits=folder / "logits")
     rows = Rows(folder / "logits")
     for process in range(2):
-        options = dict(batch_size=16, seed=3, start_step=1, workers=workers, by_position=run.task.by_position)
-        host = run.preprocess.host
-        loader = pipeline.train_batches(run.source, host, process_index=process, process_count=2, **options)
+        loader = pipeline.train_batches(
+            run.source,
+            run.preprocess.host,
+            batch_size=16,
+            seed=3,
+            start_step=1,
+            workers=workers,
+            process_index=process,
+            process_count=2,
+            by_position=run.task.by_position,
+        )
         np.testing.assert_array_equal(next(loader)[KEY], rows(np.arange(16, 24) + 8 * process))
         loader.close()
 
@@ -138,6 +146,11 @@ def test_a_killed_recording_goes_on_where_it_stopped(folder, monkeypatch, capsys
     assert record(folder, "killed") == 0
     assert written == [2, 3, 4] and "2 steps are there: going on" in capsys.readouterr().out
     assert (folder / "killed").read_bytes() == (folder / "logits").read_bytes()
+
+
+def test_the_config_may_name_the_file_already(folder):
+    assert record(folder, "named", f"--config.task.teacher.logits={folder / 'named'}") == 0
+    assert (folder / "named").read_bytes() == (folder / "logits").read_bytes()
 
 
 def test_what_is_there_already_is_not_recorded_again(folder, capsys):

@@ -37,7 +37,7 @@ def value_range(vmin=-1, vmax=1, in_min=0, in_max=255.0, clip_values=False):
 
     factor = spread / (np.float64(high) - low)
     # Pixels of 0..255 are clipped only where they reach beyond [in_min, in_max].
-    within = vmin <= vmax and bool((np.minimum(low, high) <= 0).all() and (np.maximum(low, high) >= 255).all())
+    within = (np.minimum(low, high) <= 0).all() and (np.maximum(low, high) >= 255).all() and vmin <= vmax
     return Rescaling(apply, Scale(factor, vmin - low * factor) if within or not clip_values else None)
 
 
