@@ -35,8 +35,8 @@ class Family:
     recognises: Callable[[Collection[str]], bool]
     translate: Translate
     posemb: str  # a method of `position.resize`
-    wrapper: str = ""  # what its files keep all names under; empty for none, or whatever there is
     detail: Callable[[Collection[str]], str] = lambda names: ""
+    wrapper: str = ""  # what its files keep all names under; empty for none, or whatever there is
 
 
 def _by(table: timm_names.Table) -> Translate:
@@ -61,12 +61,12 @@ FAMILIES = (
         flax_names.is_flax,
         lambda names, num_heads: (flax_names.moves(names), []),
         "corners",
-        detail=flax_names.label,
+        flax_names.label,
     ),
     Family("Hugging Face", huggingface_names.is_huggingface, _by(huggingface_names.VIT), "bicubic"),
     # Official files have timm's names below `model`, and that code base has its own way to resize positions.
-    Family(_OFFICIAL, timm_cait_names.is_cait, _by(timm_cait_names.CAIT), "bicubic", "model/"),
-    Family(_OFFICIAL, _embeds_patches, _by(timm_cait_names.OFFICIAL_DEIT), "bicubic", "model/"),
+    Family(_OFFICIAL, timm_cait_names.is_cait, _by(timm_cait_names.CAIT), "bicubic", wrapper="model/"),
+    Family(_OFFICIAL, _embeds_patches, _by(timm_cait_names.OFFICIAL_DEIT), "bicubic", wrapper="model/"),
     Family("timm", timm_cait_names.is_cait, _by(timm_cait_names.CAIT), "bicubic_aa"),
     Family(
         "efficientnet-pytorch",
