@@ -69,7 +69,7 @@ def _configure(name: str) -> tuple[Callable[..., nn.Module], dict[str, Any]]:
     hint = nearest(name, names()) if name == name.lower() else nearest(spelled_ours, names())
     raise UserError(
         f"model.name={name!r} names no model.{hint} Names are like 'vit_s16', a size of "
-        "vitjax.models.vit.SIZES and any patch size, or one of vitjax.models.hybrid.HYBRIDS. "
+        "vitjax.models.vit.SIZES and any patch size, or one of those that vitjax.models.names() lists. "
         "'my_package.my_module.MyModel' imports a model from outside."
     )
 
