@@ -122,7 +122,7 @@ def recognise(archive: Archive, subtree: str) -> Weights:
         )
     raise UserError(
         f"The names in {archive.path!r} are of no family known here"
-        f" ({', '.join(f.name for f in FAMILIES)}): {_some(list(entries))}."
+        f" ({', '.join(dict.fromkeys(f.name for f in FAMILIES))}): {_some(list(entries))}."
     )
 
 
