@@ -23,6 +23,7 @@ FAMILIES = (
     "vitjax.models.resnet",
     "vitjax.models.bit",
     "vitjax.models.regnet",
+    "vitjax.models.efficientnet",
 )
 
 _OF_FLAX = {"parent", "name"}  # dataclass fields of every linen module

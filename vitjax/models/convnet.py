@@ -51,9 +51,15 @@ def refuse_integers(image: Any) -> None:
 
 
 def classify(
-    x, num_classes: int | None, kernel_init: Callable, bias_init: Callable = nn.initializers.zeros
+    x,
+    num_classes: int | None,
+    kernel_init: Callable,
+    bias_init: Callable = nn.initializers.zeros,
+    *,
+    dropout: float = 0.0,
+    train: bool = False,
 ) -> tuple[Any, dict[str, Any]]:
-    """Mean over the last feature map `[B, h, w, D]`, then `head` in the module that calls this.
+    """Mean over the last feature map `[B, h, w, D]`, dropout, then `head` in the module that calls this.
 
     Returns logits `[B, num_classes]`, float32, and `pre_logits` `[B, D]` and `logits` by name. Without
     classes the logits are the pre_logits.
@@ -61,7 +67,7 @@ def classify(
     logits = pre_logits = x.astype(jnp.float32).mean((1, 2))
     if num_classes:  # float32 whatever the dtype: a sliver of the work, and the loss is sensitive to it
         head = nn.Dense(num_classes, kernel_init=kernel_init, bias_init=bias_init, name="head")
-        logits = head(pre_logits)
+        logits = head(nn.Dropout(dropout, deterministic=not train)(pre_logits))
     return logits, {"pre_logits": pre_logits, "logits": logits}
 
 
