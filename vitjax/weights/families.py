@@ -10,12 +10,18 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from vitjax.errors import UserError, nearest
-from vitjax.weights import flax_names, huggingface_names, timm_cnn_names, timm_names
+from vitjax.weights import (
+    efficientnet_pytorch_names,
+    flax_names,
+    huggingface_names,
+    timm_cnn_names,
+    timm_names,
+)
 from vitjax.weights.stored import Archive, Stored, printable
 from vitjax.weights.tables import Move, moves
 
-# (names, num_heads) -> moves, and the names that have no place.
-Translate = Callable[[Collection[str], Callable[[str], int]], tuple[list[Move], list[str]]]
+# (arrays by name, num_heads) -> moves, and the names that have no place.
+Translate = Callable[[Mapping[str, Stored], Callable[[str], int]], tuple[list[Move], list[str]]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +54,14 @@ FAMILIES = (
         flax_names.label,
     ),
     Family("Hugging Face", huggingface_names.is_huggingface, _by(huggingface_names.VIT), "bicubic"),
+    Family(
+        "efficientnet-pytorch",
+        efficientnet_pytorch_names.is_efficientnet_pytorch,
+        efficientnet_pytorch_names.translate,
+        "bicubic",
+    ),
+    # Before the Vision Transformers, whose blocks are called `blocks` as well.
+    _timm_cnn("EfficientNet", r"blocks\.0\.0\.conv_dw\.weight", timm_cnn_names.EFFICIENTNET),
     Family(
         "timm",
         lambda names: any(re.match(r"patch_embed\.|blocks\.\d+\.", name) for name in names),
