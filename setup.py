@@ -57,7 +57,7 @@ setuptools.setup(
     author="The vitjax authors",
     python_requires=">=3.11",
     packages=setuptools.find_packages(include=["vitjax", "vitjax.*"]),
-    package_data={"vitjax": ["data/*.npz", "analysis/*.html", "sweep/*.html"]},
+    package_data={"vitjax": ["data/*.npz", "analysis/*.html", "analysis/*.csv", "sweep/*.html"]},
     install_requires=CORE,
     extras_require={
         "cuda": ["jax[cuda13]"],

@@ -132,18 +132,37 @@ def torch_run(model: str, mode: str, args: argparse.Namespace, *, compiled: bool
     import torch
     from timm.models.vision_transformer import VisionTransformer
 
-    device = "cuda" if args.device == "gpu" else "cpu"
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     width, depth, num_heads, patch = SIZES[model]
     gelu = functools.partial(torch.nn.GELU, approximate="tanh" if args.gelu == "tanh" else "none")
     module = VisionTransformer(
         patch_size=patch, embed_dim=width, depth=depth, num_heads=num_heads, act_layer=gelu
-    ).to(device)
-    image = torch.randn(args.batch, 3, 224, 224, device=device)
-    label = torch.randint(0, 1000, (args.batch,), device=device)
+    )
+    return torch_call(module, mode, (args.batch, 3, 224, 224), args.device, args.dtype, compiled=compiled)
+
+
+def torch_call(
+    module, mode: str, shape: tuple[int, int, int, int], device: str, dtype: str, *, compiled: bool
+):
+    """Returns a function that runs one forward pass or training step of a PyTorch module and waits for it.
+
+    Args:
+      module: of a classifier of 1000 classes.
+      mode: `forward` or `train`.
+      shape: of the images, `(B, C, H, W)`.
+      device: `cpu` or `gpu`.
+      dtype: `float32`, or `bfloat16` for automatic mixed precision.
+      compiled: by `torch.compile`.
+    """
+    import torch
+
+    device = "cuda" if device == "gpu" else "cpu"
+    module = module.to(device)
+    image = torch.randn(*shape, device=device)
+    label = torch.randint(0, 1000, shape[:1], device=device)
     forward = torch.compile(module) if compiled else module
-    cast = torch.autocast(device, torch.bfloat16, enabled=args.dtype == "bfloat16")
+    cast = torch.autocast(device, torch.bfloat16, enabled=dtype == "bfloat16")
     wait = torch.cuda.synchronize if device == "cuda" else lambda: None
 
     def predict():
@@ -154,6 +173,7 @@ def torch_run(model: str, mode: str, args: argparse.Namespace, *, compiled: bool
 
     if mode == "forward":
         return predict
+    module.train()
     optimizer = torch.optim.AdamW(module.parameters(), lr=LR, weight_decay=DECAY, fused=True)
 
     def step():

@@ -19,7 +19,8 @@ MAY_IMPORT = {
     "layers": GROUND,
     "models": GROUND | {"layers"},
     "losses": GROUND,
-    "tasks": GROUND | {"losses", "models"},
+    "teachers": GROUND | {"data", "models", "run_info", "weights"},
+    "tasks": GROUND | {"losses", "models", "teachers"},
     "data": GROUND,
     "optim": GROUND,
     "sharding": GROUND,
@@ -34,7 +35,8 @@ MAY_IMPORT = {
     "weights": GROUND | {"models", "layers", "checkpoint"},
     "model_init": GROUND | {"weights"},
     "evaluators": GROUND | {"data", "losses", "sharding"},
-    "analysis": GROUND | {"metrics", "run_info", "data", "models"},
+    "analysis": GROUND
+    | {"metrics", "run_info", "data", "models", "tasks", "optim", "train_state", "compiler", "host_memory"},
     # The spine may use every room, but not the modes that stand on it.
     "experiment": {
         "analysis",
@@ -45,7 +47,9 @@ MAY_IMPORT = {
         "optim",
         "sharding",
         "tasks",
+        "teachers",
         "train_state",
+        "checksum",
         "weights",
         "compiler",
         *GROUND,
@@ -53,6 +57,7 @@ MAY_IMPORT = {
     "compiler": GROUND,
     "host_memory": GROUND,
     "check": None,
+    "teacher_logits": None,
     "sweep": None,
     "train": None,
     "main": None,

@@ -85,6 +85,34 @@ def momentum64(g, slot, t, *, decay=0.9, dtype=BF16):
     return m
 
 
+def sgd64(g, p, slot, wd=0.5):
+    """PyTorch's SGD with Nesterov momentum: the decay is part of the gradient."""
+    g = g + wd * p
+    slot["m"] = g + 0.9 * slot.get("m", 0.0)
+    return g + 0.9 * slot["m"]
+
+
+def test_decay_of_sgd_goes_through_the_momentum():
+    options = dict(momentum=0.9, nesterov=True, weight_decay=0.5)
+    tx = optim.create(params(), total_steps=9, optax_name="sgd", optax=options, lr=0.1)
+    p, state, slots = params(), tx.init(params()), (Slot(), Slot())
+    ours, theirs = (
+        jax.tree.map(jnp.asarray, p),
+        (np.float64(p["head"]["kernel"]), np.float64(p["head"]["bias"])),
+    )
+    for t in range(4):
+        g = gradients(t)
+        updates, state = jax.jit(tx.update)(g, state, ours)
+        ours = optax.apply_updates(ours, updates)
+        kernel, bias = theirs
+        theirs = (
+            kernel - 0.1 * sgd64(np.float64(g["head"]["kernel"]), kernel, slots[0]),
+            bias - 0.1 * sgd64(np.float64(g["head"]["bias"]), bias, slots[1], wd=0.0),
+        )
+    np.testing.assert_allclose(ours["head"]["kernel"], theirs[0], rtol=0, atol=1e-6)
+    np.testing.assert_allclose(ours["head"]["bias"], theirs[1], rtol=0, atol=1e-6)
+
+
 def adafactor64(g, slot, t, *, factor=32, clipping=None):
     beta = min(0.999, 1 - (t + 1.0) ** -0.8)
     mean = lambda key, x: slot.update({key: beta * slot.get(key, 0.0) + (1 - beta) * x}) or slot[key]
@@ -224,6 +252,69 @@ def test_groups_have_their_own_schedules_and_multipliers():
     assert "schedule 1, lr 0.5 x 10, wd 0.25 x 4: 320 parameters in 1 arrays (head/kernel)" in text
 
 
+def transformer(scan=False):
+    """Parameters of a Transformer of three blocks and two of class attention, all 1."""
+    block = {"Dense_0": {"kernel": np.ones((2, 2), np.float32)}}
+    blocks = {f"encoderblock_{i}": block for i in range(3)}
+    if scan:
+        blocks = {"encoderblock": jax.tree.map(lambda x: np.ones((3, *x.shape), np.float32), block)}
+    return {
+        "cls": np.ones((1, 1, 2), np.float32),
+        "embedding": {"kernel": np.ones((4, 2), np.float32)},
+        "Transformer": {**blocks, "encoder_norm": {"scale": np.ones(2, np.float32)}},
+        "class_attention_0": block,
+        "class_attention_1": block,
+        "head": {"kernel": np.ones((2, 5), np.float32)},
+    }
+
+
+def moved_by_layer(scan, **options):
+    p = transformer(scan)
+    tx = optim.create(p, total_steps=9, optax_name="identity", lr=0.5, layer_decay=0.5, **options)
+    updates, _ = jax.jit(tx.update)(p, tx.init(p), p)
+    return updates, tx
+
+
+@pytest.mark.parametrize("scan", [False, True])
+def test_layers_learn_the_slower_the_farther_they_are_from_the_head(scan):
+    u, tx = moved_by_layer(scan, wd=0.25)
+    kernel = 0.5 + 0.25  # lr times a gradient of 1, and weight decay of a weight of 1
+    close = lambda x, rate: np.testing.assert_allclose(x, np.full_like(x, -rate), rtol=1e-6)
+    close(u["cls"], 0.5 / 16)
+    close(u["embedding"]["kernel"], kernel / 16)
+    for i, rate in enumerate((1 / 8, 1 / 4, 1 / 2)):
+        blocks = u["Transformer"]
+        block = blocks["encoderblock"] if scan else blocks[f"encoderblock_{i}"]
+        close(block["Dense_0"]["kernel"][i] if scan else block["Dense_0"]["kernel"], kernel * rate)
+    close(u["class_attention_0"]["Dense_0"]["kernel"], kernel / 4)
+    close(u["class_attention_1"]["Dense_0"]["kernel"], kernel / 2)
+    close(u["Transformer"]["encoder_norm"]["scale"], 0.5)
+    close(u["head"]["kernel"], kernel)
+    assert float(tx.learning_rate(0)) == 0.5
+    assert (
+        "lr 0.5 x 1, wd 0.25 x 1, both x 0.0625: 8 parameters in 1 arrays (embedding/kernel)" in tx.describe()
+    )
+    assert ("both x 0.125 to 0.5: 12 parameters in 1 arrays" in tx.describe()) == scan
+
+
+def test_layer_decay_multiplies_what_lr_mults_say():
+    u, _ = moved_by_layer(False, lr_mults=[(".*encoderblock_0/.*", 3.0)])
+    np.testing.assert_allclose(u["Transformer"]["encoderblock_0"]["Dense_0"]["kernel"], -3 * 0.5 / 8)
+
+
+def test_rates_grow_linearly_with_the_batch():
+    tx = optim.create(params(), total_steps=9, batch_size=1024, lr=5e-4, wd=0.05 * 5e-4, lr_base_batch=512)
+    assert (tx.lr, tx.wd) == (1e-3, 0.05 * 1e-3)
+    # Learning rates in a schedule are absolute: they do not grow.
+    schedule = {"decay_type": "timm_cosine", "per": "step", "warmup_steps": 2, "warmup_lr": 1e-6}
+    tx = optim.create(params(), total_steps=9, batch_size=1024, lr=5e-4, lr_base_batch=512, schedule=schedule)
+    np.testing.assert_allclose(
+        [tx.learning_rate(t) for t in (0, 8, 9)],
+        [1e-6, 1e-5 + 9.9e-4 * 0.5 * (1 + np.cos(8 / 9 * np.pi)), 1e-5],
+        rtol=1e-6,
+    )
+
+
 def test_no_weight_decay_is_the_default_for_arrays_that_are_not_kernels():
     groups = optim.create(params(), total_steps=5, wd=1e-4).groups
     assert groups["encoder"]["kernel"].wd_mult == 1 and groups["encoder"]["bias"].wd_mult == 0
@@ -270,10 +361,53 @@ RSQRT = {"decay_type": "rsqrt", "warmup_steps": 10, "timescale": 10, "cooldown_s
         ({"decay_type": "stair", "warmup_examples": 80}, {0: 0, 10: 1, 99: 1}),
         ({"cooldown_steps": 50, "warmup_steps": 4}, {2: 0.5, 50: 1, 75: 0.5, 100: 0}),
         ({"scale_with_batchsize": True}, {0: 8 / 256}),
+        # An epoch is 20 steps; the second is like the first, and the fifth has the clock of the fourth: 3.
+        (
+            {"decay_type": "timm_cosine", "warmup_epochs": 2, "warmup_lr": 0.05, "min_lr": 0.1},
+            {
+                0: 0.1,
+                20: 0.1,
+                39: 0.1,
+                40: 0.55,
+                60: 0.2 + 0.4 * (1 + np.cos(0.4 * np.pi)),
+                80: 0.2 + 0.4 * (1 + np.cos(0.6 * np.pi)),
+                120: 0.2,
+            },
+        ),
+        (
+            {"decay_type": "timm_cosine", "lag": 0, "min_lr": 0.0},
+            {0: 1, 19: 1, 40: 0.5 + 0.5 * np.cos(0.4 * np.pi)},
+        ),
+        (
+            {
+                "decay_type": "timm_cosine",
+                "per": "step",
+                "min_lr": 0.25,
+                "warmup_steps": 10,
+                "warmup_lr": 0.05,
+            },
+            {0: 0.1, 5: 0.55, 10: 0.5 + 0.25 * (1 + np.cos(0.1 * np.pi)), 50: 0.75, 100: 0.5},
+        ),
+        ({"decay_type": "timm_step", "every_epochs": 2}, {0: 1, 59: 1, 60: 0.5, 99: 0.5, 100: 0.25}),
+        (
+            {
+                "decay_type": "timm_step",
+                "per": "step",
+                "every_steps": 3,
+                "rate": 0.1,
+                "warmup_steps": 4,
+                "warmup_lr": 0.05,
+            },
+            {0: 0.1, 2: 0.55, 3: 0.775, 4: 0.1, 6: 0.01},
+        ),
+        (
+            {"decay_type": "timm_step", "every_percent": 0.4, "warmup_percent": 0.2, "mult": 2.0},
+            {40: 2, 60: 1},
+        ),
     ],
 )
 def test_schedules_at_given_points(options, points):
-    schedule = optim.schedules.create(total_steps=100, batch_size=8, num_examples=160, **options)
+    schedule = optim.schedules.create(total_steps=100, batch_size=8, num_examples=160, lr=0.5, **options)
     for t, want in points.items():
         np.testing.assert_allclose(schedule(t), want, rtol=1e-6, atol=1e-7, err_msg=f"t={t}")
         assert schedule(t).dtype == jnp.float32 and not isinstance(schedule(t), jax.Array)
@@ -310,6 +444,9 @@ def test_ema_starts_as_a_copy_and_rests_where_the_parameters_rest():
         average["w"] is not p["w"] and average["w"].unsafe_buffer_pointer() != p["w"].unsafe_buffer_pointer()
     )
     np.testing.assert_array_equal(optim.ema.create()(average, p, 7)["w"], p["w"])
+    assert (
+        int(optim.ema.create()({"n": jnp.asarray(3)}, {"n": jnp.asarray(4)}, 7)["n"]) == 4
+    )  # no float follows
     with pytest.raises(UserError, match=r"decay=1\.0"):
         optim.ema.create(decay=1.0)
 
@@ -341,10 +478,27 @@ def test_ema_starts_as_a_copy_and_rests_where_the_parameters_rest():
         ({"schedule": {"warmup_steps": 100}}, "a warmup of 100 steps is too long for 100 steps"),
         ({"schedule": {"decay_type": "stair", "steps": (3, 2), "mults": (1, 2)}}, "must rise"),
         ({"schedule": {"decay_type": "cosine", "end": "0.1"}}, "end='0.1'"),
+        ({"schedule": {"decay_type": "timm_cosine", "warmup_lr": "a"}}, "warmup_lr='a'"),
+        (
+            {"schedule": {"decay_type": "timm_cosine", "per": "batch"}},
+            "per='batch' must be 'epoch' or 'step'",
+        ),
+        ({"schedule": {"decay_type": "timm_cosine", "rate": 0.5}}, "has no 'rate'"),
+        ({"schedule": {"decay_type": "timm_cosine"}}, "num_examples is not known"),
+        ({"schedule": {"decay_type": "timm_step"}}, "set one of every_steps"),
+        (
+            {"schedule": {"decay_type": "timm_cosine", "per": "step"}, "lr": 0},
+            "config.lr=0.0 must be more than 0",
+        ),
         ({"schedule": [("head/.*", None)]}, "leaves out 'encoder/bias' (3 of 5 parameters)"),
         ({"schedule": [(".*", None)]}, "freezes every parameter"),
         ({"schedule": None}, "config.schedule"),
         ({"lr": "1e-3"}, "config.lr='1e-3'"),
+        ({"lr_base_batch": 512}, "the batch trained with is not known here"),
+        ({"lr_base_batch": 0, "batch_size": 8}, "config.lr_base_batch=0 must be the batch"),
+        ({"layer_decay": 1.5}, "config.layer_decay=1.5 must be above 0"),
+        ({"layer_decay": 0.0}, "config.layer_decay=0.0 must be above 0"),
+        ({"layer_decay": 0.5}, "no Transformer blocks, parameters called 'encoderblock_0/...'; its own"),
         ({"wd": -1}, "config.wd=-1"),
         ({"grad_clip_norm": float("inf")}, "config.grad_clip_norm=inf"),
     ],
@@ -353,6 +507,11 @@ def test_mistakes_are_told_with_key_and_remedy(arguments, message):
     with pytest.raises(UserError) as caught:
         optim.create(params(), total_steps=100, **arguments)
     assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_layer_decay_refuses_a_parameter_of_which_it_does_not_know_the_layer():
+    with pytest.raises(UserError, match=r"config\.layer_decay: .* 'neck/kernel' lies"):
+        optim.create(transformer() | {"neck": {"kernel": np.ones((2, 2))}}, total_steps=9, layer_decay=0.5)
 
 
 def test_a_whole_section_can_come_from_a_config_dict():

@@ -19,7 +19,7 @@ class Linear:
     def init(self, rng, batch):
         return {"w": jax.random.normal(rng, batch["x"].shape[1:])}, {"calls": jnp.zeros(())}
 
-    def loss(self, params, model_state, batch, rng, train=True):
+    def loss(self, params, model_state, batch, rng, train=True, frozen=None):
         y = batch["x"] @ params["w"] + self.noise * jax.random.normal(rng, batch["y"].shape)
         loss = jnp.mean((y - batch["y"]) ** 2)
         return loss, ({"error": jnp.sqrt(loss)}, {"calls": model_state["calls"] + 1})
@@ -79,6 +79,15 @@ def test_averaged_parameters_start_as_a_copy_and_follow():
     np.testing.assert_allclose(new.ema_params["w"], expected, rtol=1e-6)
 
 
+def test_statistics_are_averaged_beside_the_parameters():
+    state, step = build(update_ema=optim.ema.create(decay=0.9))
+    for expected in (0.1, 0.29):  # of a count that goes 0, 1, 2
+        state, _ = step(state, batch_of(1))
+        np.testing.assert_allclose(state.ema_model_state["calls"], expected, rtol=1e-6)
+    assert float(state.model_state["calls"]) == 2.0
+    assert build()[0].ema_model_state is None
+
+
 def test_the_step_counts_and_reports_norms():
     state, step = build()
     new, metrics = step(state, batch_of(1))
@@ -122,7 +131,14 @@ def test_norms_that_nobody_reads_are_not_computed():
             assert (metrics[name] == expected[name]) if number in (1, 4) else np.isnan(metrics[name])
 
 
-@pytest.mark.parametrize("schedule", [{}, {"decay_type": "cosine", "warmup_steps": 3, "cooldown_steps": 2}])
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        {},
+        {"decay_type": "cosine", "warmup_steps": 3, "cooldown_steps": 2},
+        {"decay_type": "timm_cosine", "warmup_steps": 3, "per": "step"},
+    ],
+)
 def test_runs_that_differ_in_numbers_alone_share_one_program(schedule):
     """Seed, learning rate, weight decay and lengths are arguments: a sweep over them compiles once."""
 
@@ -130,7 +146,9 @@ def test_runs_that_differ_in_numbers_alone_share_one_program(schedule):
         task = Linear()
         params = {"w": jax.ShapeDtypeStruct((3,), jnp.float32)}
         wd_mults = ((".*", 1.0),)
-        lengths = {key: value * total_steps // 10 for key, value in schedule.items() if key != "decay_type"}
+        lengths = {
+            key: value * total_steps // 10 for key, value in schedule.items() if key.endswith("_steps")
+        }
         optimizer = optim.create(
             params, total_steps=total_steps, schedule=schedule | lengths, wd_mults=wd_mults, **numbers
         )

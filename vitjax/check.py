@@ -24,6 +24,7 @@ def check(config: ConfigDict) -> int:
         ("devices", devices(run)),
         ("batch", batch(run)),
         ("starting weights", starting),
+        ("teacher", teacher(run)),
         ("evaluators", [f"{name}: every {every} steps" for name, (every, _) in run.evaluators.items()]),
     ):
         print(f"{title}:")
@@ -38,14 +39,21 @@ def initial_weights(run: experiment_lib.Experiment) -> list[str]:
     return loaded.report.splitlines() if loaded else []
 
 
+def teacher(run: experiment_lib.Experiment) -> list[str]:
+    """What is found in the weights or logits of a teacher; they are read for it."""
+    _ = run.task.frozen
+    return run.task.notes
+
+
 def memory(run: experiment_lib.Experiment) -> list[str]:
     """Sizes of what a training step holds, by shape."""
     state = run.abstract_state
     parts = {
         "parameters": state.params,
-        "averaged parameters": state.ema_params,
+        "averages": (state.ema_params, state.ema_model_state),
         "model state": state.model_state,
         "optimizer": state.opt_state,
+        "teacher": run.task.abstract_frozen,
         "activations kept for the backward pass": saved_activations(run, state),
         "batch": run.batch_spec,
     }
@@ -58,9 +66,9 @@ def saved_activations(run: experiment_lib.Experiment, state: TrainState) -> list
     An upper bound: the compiler may recompute or fuse some of them away.
     """
 
-    def residuals(params, model_state, batch, rng):
+    def residuals(params, model_state, batch, rng, frozen):
         batch = run.preprocess.device(batch, rng)
-        loss = lambda params: run.task.loss(params, model_state, batch, rng)[0]
+        loss = lambda params: run.task.loss(params, model_state, batch, rng, frozen=frozen)[0]
         return jax.vjp(loss, params)[1]
 
     spec = run.batch_spec
@@ -69,9 +77,8 @@ def saved_activations(run: experiment_lib.Experiment, state: TrainState) -> list
         key: jax.ShapeDtypeStruct((leaf.shape[0] // accumulation, *leaf.shape[1:]), leaf.dtype)
         for key, leaf in spec.items()
     }
-    kept = jax.tree.leaves(
-        jax.eval_shape(residuals, state.params, state.model_state, rows, jax.random.key(0))
-    )
+    args = (state.params, state.model_state, rows, jax.random.key(0), run.task.abstract_frozen)
+    kept = jax.tree.leaves(jax.eval_shape(residuals, *args))
     own = [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(state.params)]
     for leaf in list(kept):
         if (leaf.shape, leaf.dtype) in own:
@@ -83,9 +90,11 @@ def saved_activations(run: experiment_lib.Experiment, state: TrainState) -> list
 def length(run: experiment_lib.Experiment) -> list[str]:
     """Steps, examples and epochs."""
     examples = run.total_steps * run.input.batch_size
+    epoch, repeats = run.sizes["num_examples"], run.input.repeats
+    views = f": {repeats} views each of {-(-epoch // repeats):,} images" if repeats > 1 else ""
     return [
         f"{run.total_steps:,} steps of {run.input.batch_size:,} examples, {examples:,} in all",
-        f"{examples / len(run.source):.2f} epochs of {len(run.source):,} examples ({run.source.name})",
+        f"{examples / epoch:.2f} epochs of {epoch:,} examples ({run.source.name}){views}",
     ]
 
 

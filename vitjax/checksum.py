@@ -1,5 +1,6 @@
 """One number per array that shows when an array has changed; the same for any sharding and on any host."""
 
+import zlib
 from collections.abc import Iterable
 from typing import Any, TypeVar
 
@@ -19,6 +20,14 @@ def checksums(leaves: Iterable[Any]) -> list[int]:
     """
     sums = [_on_device(x) if isinstance(x, jax.Array) else _on_host(x) for x in leaves]
     return [int(x) for x in jax.device_get(sums)]  # all are under way before the first is waited for
+
+
+def checksum(tree: Any) -> int:
+    """One uint32 for all leaves of a pytree, by name."""
+    named = sorted((jax.tree_util.keystr(path), leaf) for path, leaf in jax.tree.leaves_with_path(tree))
+    sums = checksums(leaf for _, leaf in named)
+    text = ";".join(f"{name}={number}" for (name, _), number in zip(named, sums, strict=True))
+    return zlib.crc32(text.encode())
 
 
 @jax.jit

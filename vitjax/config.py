@@ -36,7 +36,7 @@ class Settings:
     """The top level of a config, with the durations of `DURATIONS` beside it.
 
     Attributes:
-      input: training data: data, split, pp, batch_size, workers, on_error.
+      input: training data: data, split, pp, batch_size, workers, on_error, repeats, split_views.
       model: name and options of the architecture.
       model_init: parameters to start from: weights, dont_load, posemb.
       task: name and options of what is learnt.
@@ -46,13 +46,15 @@ class Settings:
       optax_name: optimizer, by its name in optax or ours.
       optax: options of the optimizer.
       lr: peak learning rate.
+      lr_base_batch: the batch that lr and wd are for; they grow linearly with the one trained with.
       lr_mults: (regex, factor) pairs.
+      layer_decay: factor of lr and wd from each layer to the one before, such as 0.75.
       wd: weight decay, multiplied by the schedule but not by lr.
       wd_mults: (regex, factor) pairs.
       schedule: learning-rate schedule, or (regex, schedule or None) pairs; None freezes.
       grad_clip_norm: largest global gradient norm.
       grad_accum: number of slices in which a batch goes through the model.
-      ema: exponential moving average of the parameters: decay, warmup.
+      ema: exponential moving average of parameters and batch statistics: decay, warmup.
       mesh: (axis, size) pairs; one size may be -1.
       sharding: (regex, placement) pairs over parameter names.
       matmul_precision: jax_default_matmul_precision of the run.
@@ -71,7 +73,9 @@ class Settings:
     optax_name: str = "scale_by_adam"
     optax: Mapping | None = None
     lr: float = 1e-3
+    lr_base_batch: float | None = None
     lr_mults: Sequence = ()
+    layer_decay: float | None = None
     wd: float = 0.0
     wd_mults: Sequence | None = None
     schedule: Mapping | Sequence | None = None

@@ -6,6 +6,7 @@ Training, `--check` and `--eval_only` all start here: a config that one of them 
 import contextlib
 import dataclasses
 import functools
+import json
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -16,13 +17,15 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from vitjax import checksum as checksum_lib
 from vitjax import compiler, durations, evaluators, model_init, models, optim, sharding, tasks, weights
 from vitjax.analysis.costs import multiply_accumulates
-from vitjax.config import Settings, bind, plain
+from vitjax.config import Settings, bind, fingerprint, plain
 from vitjax.config import settings as read_settings
-from vitjax.data import pipeline, pp
+from vitjax.data import pipeline, pp, value_scale
 from vitjax.data.sources import open_source
 from vitjax.errors import UserError, nearest
+from vitjax.teachers import Student
 from vitjax.train_state import Hyperparameters, TrainState, is_logged, make_init, make_step
 
 MOST_PROGRAMS = 24  # jitted functions that experiments of one process keep in common
@@ -39,6 +42,9 @@ class Input:
       split: part of the source, such as `train[:90%]`.
       workers: processes that prepare batches; 0: threads of this process, -1: one a core but one.
       on_error: `raise` stops at a broken image, `skip` replaces it by another and counts.
+      repeats: repeated augmentation: views of each image in a row, 3 for DeiT; see `pipeline.TrainRows`.
+      split_views: let the views of an image fall into two batches where `repeats` does not divide the batch,
+        as they do in the official runs (3 views, batches of 1024).
     """
 
     data: str
@@ -47,6 +53,8 @@ class Input:
     split: str = "train"
     workers: int = 0
     on_error: str = "raise"
+    repeats: int = 1
+    split_views: bool = False
 
     def __post_init__(self):
         """Refuses numbers out of range."""
@@ -54,11 +62,26 @@ class Input:
             raise UserError(
                 f"config.input.workers = {self.workers}: 0 or more, or -1 for one a core but one."
             )
+        if self.repeats < 1:
+            raise UserError(f"config.input.repeats = {self.repeats}: 1 for one view of each image, or more.")
+        if (rest := self.batch_size % self.repeats) and not self.split_views:
+            fitting = [n for n in (self.batch_size - rest, self.batch_size - rest + self.repeats) if n > 0]
+            raise UserError(
+                f"config.input.repeats = {self.repeats} does not divide config.input.batch_size = "
+                f"{self.batch_size}: the views of some images would fall into two batches. Take a batch of "
+                f"{' or '.join(map(str, fitting))}, or allow it with config.input.split_views = True, as in "
+                "the official DeiT runs."
+            )
 
     @property
     def num_workers(self) -> int:
         """The number of worker processes, with -1 resolved for this machine."""
         return self.workers if self.workers >= 0 else max(0, len(os.sched_getaffinity(0)) - 1)
+
+    def sizes(self, source: Any) -> dict[str, int]:
+        """What epochs and examples are measured by: `batch_size`, and the `num_examples` of an epoch."""
+        epoch = pipeline.examples_per_epoch(len(source), batch_size=self.batch_size, repeats=self.repeats)
+        return dict(batch_size=self.batch_size, num_examples=epoch)
 
 
 @dataclasses.dataclass
@@ -106,9 +129,7 @@ class Experiment:
     @property
     def sizes(self) -> dict[str, int]:
         """What a duration is measured by."""
-        return dict(
-            batch_size=self.input.batch_size, num_examples=len(self.source), total_steps=self.total_steps
-        )
+        return dict(self.input.sizes(self.source), total_steps=self.total_steps)
 
     @property
     def best_metric(self) -> str | None:
@@ -122,8 +143,8 @@ class Experiment:
 
     def init_state(self, tell: Callable[[str], None] = lambda text: None) -> TrainState:
         """The state at step 0, born sharded; `tell` takes what is to be said about weights it starts from."""
-        init = _init(self.settings, self.task, self.optimizer, self.preprocess)
-        zeros = lambda: jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), self.batch_spec)
+        init, spec = _init(self.settings, self.task, self.optimizer, self.preprocess), self.batch_spec
+        zeros = lambda: jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), spec)
         given = {}
         if loaded := self.initial_weights():
             tell(loaded.report)
@@ -142,6 +163,12 @@ class Experiment:
             return model_init.load(self.settings.model_init, self.abstract_state, self.patch_grid)
 
     @property
+    def image_shape(self) -> list[int]:
+        """`[H, W, C]` of the images that the model sees."""
+        batch = jax.eval_shape(self.preprocess.device, self.batch_spec, jax.random.key(0))
+        return list(batch["image"].shape[1:])
+
+    @property
     def patch_grid(self) -> tuple[int, int] | None:
         """(height, width) of the grid of patches that the model makes of an image, None if it makes none."""
         stem = jax.eval_shape(lambda *args: self._forward(*args)[1].get("stem"), *self._forward_args())
@@ -155,17 +182,14 @@ class Experiment:
         except ValueError:  # a kernel that runs its body once a block
             return None
 
-    def _forward(self, params: Any, model_state: Any, batch: dict, rng: jax.Array) -> tuple[Any, dict]:
-        return self.task.predict(params, model_state, self.preprocess.device(batch, rng))
+    def _forward(self, params: Any, model_state: Any, batch: dict) -> tuple[Any, dict]:
+        return self.task.predict(params, model_state, batch)
 
     def _forward_args(self) -> tuple:
-        """Arguments of `_forward` by shape, for one image."""
-        spec = {
-            key: jax.ShapeDtypeStruct((1, *leaf.shape[1:]), leaf.dtype)
-            for key, leaf in self.batch_spec.items()
-        }
-        state = self.abstract_state
-        return state.params, state.model_state, spec, jax.random.key(0)
+        """Arguments of `_forward` by shape, for one image. Some ops take whole batches, so these get one."""
+        batch = jax.eval_shape(self.preprocess.device, self.batch_spec, jax.random.key(0))
+        spec = {key: jax.ShapeDtypeStruct((1, *leaf.shape[1:]), leaf.dtype) for key, leaf in batch.items()}
+        return self.abstract_state.params, self.abstract_state.model_state, spec
 
     def train_step(self) -> Callable[[TrainState, dict], tuple[TrainState, dict]]:
         """The jitted step `(state, batch) -> (state, metrics)`; it takes over the buffers of the state."""
@@ -185,7 +209,27 @@ class Experiment:
         everywhere = jax.sharding.NamedSharding(self.mesh, jax.P())
         # Put on all devices of all processes by jit: device_put serves those of this process alone.
         hyper = jax.jit(lambda hyper: hyper, out_shardings=everywhere)(self.hyperparameters)
+        hyper = hyper.replace(frozen=self.frozen)
         return lambda state, batch: jitted(state, batch, hyper)
+
+    @functools.cached_property
+    def frozen(self) -> Any:
+        """Variables that the task needs and the run does not train, whole on every device; None without any.
+
+        They are read here, once, and are no part of the programs that experiments share.
+        """
+        return sharding.replicate(self.task.frozen, self.mesh)
+
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        """What determines the trained parameters: the config's part, and the checksum of a teacher."""
+        teacher = getattr(self.task, "teacher", None)
+        if teacher is None:
+            return fingerprint(self.config)
+        checksum = getattr(teacher, "checksum", None)
+        if checksum is None:
+            checksum = checksum_lib.checksum(self.frozen)
+        return fingerprint(self.config) | {"task.teacher.checksum": checksum}
 
     def _shared(self, name: str, make: Callable[[], Callable]) -> Callable:
         """The jitted function of this name from `programs`; the first experiment that needs it makes it.
@@ -194,7 +238,17 @@ class Experiment:
         decay unless it is 0), where it starts, and what is beside the step.
         """
         config = plain(self.config)
-        beside = ("seed", "lr", "wd", "model_init", "evals", "best_metric", "keep_last", "report")
+        beside = (
+            "seed",
+            "lr",
+            "lr_base_batch",
+            "wd",
+            "model_init",
+            "evals",
+            "best_metric",
+            "keep_last",
+            "report",
+        )
         static = {key: value for key, value in config.items() if key not in beside}
         key = repr((static, bool(self.optimizer.wd), self.num_classes, self.batch_spec, self.mesh))
         program = self.programs.setdefault((name, key), make())
@@ -226,6 +280,8 @@ class Experiment:
             num_classes=self.num_classes,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
+            repeats=self.input.repeats,
+            by_position=self.task.by_position,
         )
 
 
@@ -256,12 +312,14 @@ def build(config: ConfigDict, programs: dict[tuple[str, str], Callable] | None =
     preprocess = parse_pp(data.pp, num_classes, "input.pp")
     batch_spec = first_batch_spec(source, preprocess, data, num_classes)
 
-    model = _create_model(settings, num_classes)
-    task = tasks.create(settings.task, model)
-    sizes = dict(batch_size=data.batch_size, num_examples=len(source))
+    sizes = data.sizes(source)
     total_steps = durations.steps(config, "total", total_steps=None, **sizes)
     if total_steps < 1:
         raise UserError("the length of training is 0: set config.total_steps or config.total_epochs.")
+    model = _create_model(settings, num_classes)
+    student = _student(settings, data, source, preprocess, batch_spec, num_classes, total_steps)
+    task = tasks.create(settings.task, model, student)
+    batch_spec |= {key: rows.spec(data.batch_size) for key, rows in task.by_position.items()}
     with blaming("config.input.pp"):
         abstract_params = jax.eval_shape(
             lambda rng, batch: task.init(rng, preprocess.device(batch, rng))[0], jax.random.key(0), batch_spec
@@ -286,6 +344,30 @@ def _num_classes(settings: Settings, source: Any) -> int:
     if found < 1:
         raise UserError(f"config.num_classes = {found}: 1 or more; left out, as many as the source has.")
     return found
+
+
+def _student(
+    settings: Settings,
+    data: Input,
+    source: Any,
+    preprocess: pp.Preprocess,
+    batch_spec: dict[str, jax.ShapeDtypeStruct],
+    num_classes: int,
+    total_steps: int,
+) -> Student:
+    """What a teacher has to know of the run."""
+    with blaming("config.input.pp"):
+        batch = jax.eval_shape(preprocess.device, batch_spec, jax.random.key(0))
+    stream = {f"input.{key}": value for key, value in dataclasses.asdict(data).items() if key != "workers"}
+    stream["input.pp"] = fill_in(data.pp, num_classes)
+    stream |= dict(seed=settings.seed, batch_size=data.batch_size, examples=len(source))
+    return Student(
+        num_classes=num_classes,
+        image=batch["image"].shape if "image" in batch else (),
+        scale=value_scale.after(preprocess),
+        stream=json.loads(json.dumps(stream)),
+        steps=total_steps,
+    )
 
 
 def _create_model(settings: Settings, num_classes: int) -> Any:
@@ -313,12 +395,13 @@ def _shape_state(
     placement = sharding.state_shardings(state, settings.sharding, mesh)
     with blaming("config.input.pp"):  # what the loss misses is better missed now than after the compilation
         jax.eval_shape(
-            lambda state, batch, rng: task.loss(
-                state.params, state.model_state, preprocess.device(batch, rng), rng
+            lambda state, batch, rng, frozen: task.loss(
+                state.params, state.model_state, preprocess.device(batch, rng), rng, frozen=frozen
             )[0],
             state,
             batch_spec,
             jax.random.key(0),
+            task.abstract_frozen,
         )
     return jax.tree.map(
         lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), state, placement
@@ -389,7 +472,8 @@ def first_batch_spec(source: Any, preprocess: pp.Preprocess, data: Input, num_cl
 
 def optimizer_section(config: ConfigDict) -> dict[str, Any]:
     """The top-level keys that `optim.create` reads."""
-    keys = ("optax_name", "optax", "lr", "lr_mults", "wd", "wd_mults", "schedule", "grad_clip_norm")
+    keys = ("optax_name", "optax", "lr", "lr_base_batch", "lr_mults", "layer_decay", "wd", "wd_mults")
+    keys += ("schedule", "grad_clip_norm")
     return {key: plain(config[key]) for key in keys if config.get(key) is not None}
 
 

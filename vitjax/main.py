@@ -87,8 +87,8 @@ def local_folder(workdir: str | None) -> pathlib.Path:
     return pathlib.Path(workdir)
 
 
-def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, str]]:
-    """Splits the command line into options and config overrides `{"optax.b1": "0.95"}`."""
+def split_overrides(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """Splits a command line into its own words and config overrides `{"optax.b1": "0.95"}`."""
     own, overrides = [], {}
     rest = iter(argv)
     for word in rest:
@@ -101,7 +101,13 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, str]]:
             overrides[key] = value
         else:
             own.append(word)
-    parser = _Parser(prog="python -m vitjax.main", epilog=EPILOG, allow_abbrev=False,
+    return own, overrides
+
+
+def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, str]]:
+    """Splits the command line into options and config overrides."""
+    own, overrides = split_overrides(argv)
+    parser = Parser(prog="python -m vitjax.main", epilog=EPILOG, allow_abbrev=False,
                      description="Trains and evaluates what a config file describes.",
                      formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     parser.add_argument(
@@ -121,9 +127,12 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, str]]:
     return parser.parse_args(own), overrides
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
+    """A parser whose complaints are `UserError`s."""
+
     def error(self, message: str):
-        raise UserError(f"{message}. See python -m vitjax.main --help.")
+        """Raises, instead of leaving the program."""
+        raise UserError(f"{message}. See {self.prog} --help.")
 
 
 def keep_compiled_programs() -> None:

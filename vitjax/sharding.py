@@ -19,6 +19,7 @@ from jax.sharding import PartitionSpec as P
 from vitjax.errors import UserError, nearest
 
 DATA_AXIS = "data"
+TRAVELLERS = ("_mask", "_teacher_logits")  # entries of the pipeline's own that the devices need
 
 
 def start_processes() -> None:
@@ -163,18 +164,27 @@ def _name(path: tuple) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
+def replicate(tree: Any, mesh: Mesh) -> Any:
+    """Puts host arrays, the same on every process, whole on every device."""
+    everywhere = NamedSharding(mesh, P())
+    return jax.tree.map(
+        lambda x: jax.make_array_from_callback(x.shape, everywhere, lambda index: x[index]),
+        jax.tree.map(np.asarray, tree),
+    )
+
+
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """The placement of a batch: rows split over the `data` axis."""
     return NamedSharding(mesh, P(DATA_AXIS))
 
 
 def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """Puts this process's rows of a batch on its devices; of the `_`-keys only `_mask` travels."""
+    """Puts this process's rows of a batch on its devices; of the `_`-keys only `TRAVELLERS` do."""
     rows = batch_sharding(mesh)
     return {
         key: jax.make_array_from_process_local_data(rows, value)
         for key, value in batch.items()
-        if not key.startswith("_") or key == "_mask"
+        if not key.startswith("_") or key in TRAVELLERS
     }
 
 

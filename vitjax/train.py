@@ -17,7 +17,6 @@ from vitjax import experiment as experiment_lib
 from vitjax import files, sharding
 from vitjax.analysis import report
 from vitjax.checkpoint import Checkpointer
-from vitjax.config import fingerprint
 from vitjax.data import pp
 from vitjax.data.pipeline import BatchIterator
 from vitjax.errors import TrainingFailed, UserError
@@ -66,7 +65,7 @@ def train(
                 enabled=main_process,
             )
         )
-        for line in (headline(run), *told):
+        for line in (headline(run), *told, *run.task.notes):
             progress.print(line)
         if start_step:
             left = "" if start_step < run.total_steps else ": training is complete"
@@ -186,7 +185,7 @@ class Recorder:
             **{name: float(value) for name, value in run.optimizer.global_schedule(step - 1).items()},
             "learning_rate": float(run.optimizer.learning_rate(step - 1)),
             "examples_seen": seen,
-            "epoch": seen / len(run.source),
+            "epoch": seen / run.sizes["num_examples"],
             "progress": step / run.total_steps,
             "data/skipped": self._loader.skipped,
             "uptime": self._wall.total,
@@ -256,7 +255,7 @@ def open_checkpoints(run: Experiment, workdir: pathlib.Path) -> Checkpointer:
     """Opens the checkpoints of a workdir as the config wants them kept."""
     return Checkpointer(
         workdir / CHECKPOINTS,
-        fingerprint=fingerprint(run.config),
+        fingerprint=run.fingerprint,
         remedy="The result depends on all of these: set them back, or give another --workdir.",
         keep_last=run.settings.keep_last,
         keep_best=1 if run.settings.best_metric else 0,
@@ -272,7 +271,7 @@ def earlier_times(workdir: pathlib.Path) -> dict[str, float]:
 
 def headline(run: Experiment) -> str:
     """One line that says what is about to be trained on what."""
-    kind, epochs = jax.devices()[0], run.total_steps * run.input.batch_size / len(run.source)
+    kind, epochs = jax.devices()[0], run.total_steps * run.input.batch_size / run.sizes["num_examples"]
     return (
         f"{run.settings.model['name']}: {run.num_params:,} parameters, {run.total_steps:,} steps of "
         f"{run.input.batch_size:,} ({epochs:.4g} epochs of {run.source.name}) on {jax.device_count()} x "
@@ -297,6 +296,8 @@ def note_times(run: Experiment, workdir: pathlib.Path, wall: WallTime) -> None:
         total_steps=run.total_steps,
         batch_size=run.input.batch_size,
         num_params=run.num_params,
+        num_classes=run.num_classes,
+        image_shape=run.image_shape,
         macs_per_image=run.macs_per_image,
         wall_time=wall.split(),
     )

@@ -21,6 +21,7 @@ class TrainState:
       model_state: collections that the model updates itself, such as batch statistics.
       opt_state: state of the optax transformation.
       ema_params: averaged parameters, or None.
+      ema_model_state: averaged likewise: averaged parameters go with batch statistics of their own age.
     """
 
     step: jax.Array
@@ -28,6 +29,7 @@ class TrainState:
     model_state: Any
     opt_state: optax.OptState
     ema_params: Any
+    ema_model_state: Any = None
 
 
 @flax.struct.dataclass
@@ -39,17 +41,25 @@ class Hyperparameters:
       optimizer: `Optimizer.hyperparameters`.
       log_every: metrics are read after the first step, every so many, and after the last.
       total_steps: length of the run.
+      frozen: variables that the task needs and the run does not train, those of a teacher; None without any.
     """
 
     rng: jax.Array
     optimizer: Any
     log_every: int
     total_steps: int
+    frozen: Any = None
 
 
 def is_logged(step: Any, hyper: Hyperparameters) -> Any:
     """Whether the metrics of `step` (a number or traced) are written."""
     return (step == 1) | (step % hyper.log_every == 0) | (step == hyper.total_steps)
+
+
+def step_rngs(rng: jax.Array, step: Any) -> tuple[jax.Array, jax.Array]:
+    """The keys that the step after `step` updates draws from: of the preprocessing, and of the model."""
+    data_rng, model_rng = jax.random.split(jax.random.fold_in(rng, step + 1))
+    return data_rng, model_rng
 
 
 def make_init(task, optimizer, preprocess, *, ema: bool = False) -> Callable[..., TrainState]:
@@ -71,6 +81,7 @@ def make_init(task, optimizer, preprocess, *, ema: bool = False) -> Callable[...
             model_state=model_state,
             opt_state=optimizer.init(params),
             ema_params=jax.tree.map(jnp.copy, params) if ema else None,
+            ema_model_state=jax.tree.map(jnp.copy, model_state) if ema else None,
         )
 
     return init
@@ -102,13 +113,14 @@ def make_step(
       task: see the contract in docs/design.md.
       optimizer: `vitjax.optim.Optimizer`.
       preprocess: device half of the preprocessing, `(batch, rng) -> batch`.
-      update_ema: `(ema_params, params, step) -> ema_params`, or None for no averaging.
+      update_ema: `(averages, present values, step) -> averages` of any tree, or None for no averaging.
       accumulation: number of equal slices of a batch that go through the model one after the other; their
         gradients and metrics are averaged.
     """
 
-    def loss_and_grads(state: TrainState, batch: dict, rng: jax.Array):
-        grad = jax.value_and_grad(task.loss, has_aux=True)
+    def loss_and_grads(state: TrainState, batch: dict, rng: jax.Array, frozen: Any):
+        loss_of = lambda *args: task.loss(*args, frozen=frozen)
+        grad = jax.value_and_grad(loss_of, has_aux=True)
         if accumulation == 1:
             (loss, (metrics, model_state)), grads = grad(state.params, state.model_state, batch, rng)
             return loss, metrics, model_state, grads
@@ -130,17 +142,17 @@ def make_step(
         return mean(losses), mean(metrics), model_state, jax.tree.map(lambda g: g / accumulation, total)
 
     def step(state: TrainState, batch: dict, hyper: Hyperparameters) -> tuple[TrainState, dict]:
-        data_rng, model_rng = jax.random.split(jax.random.fold_in(hyper.rng, state.step + 1))
+        data_rng, model_rng = step_rngs(hyper.rng, state.step)
         batch = preprocess(batch, data_rng)
-        loss, metrics, model_state, grads = loss_and_grads(state, batch, model_rng)
+        loss, metrics, model_state, grads = loss_and_grads(state, batch, model_rng, hyper.frozen)
         updates, opt_state = optimizer.update(
             grads, state.opt_state, state.params, hyperparameters=hyper.optimizer
         )
         params = optax.apply_updates(state.params, updates)
-        ema_params = state.ema_params
+        averages = state.ema_params, state.ema_model_state
         if update_ema:
-            ema_params = update_ema(state.ema_params, params, state.step)
-        new = TrainState(state.step + 1, params, model_state, opt_state, ema_params)
+            averages = update_ema(averages, (params, model_state), state.step)
+        new = TrainState(state.step + 1, params, model_state, opt_state, *averages)
         read = lambda: dict(l2_params=_norm(params), l2_updates=_norm(updates))
         unread = lambda: dict.fromkeys(("l2_params", "l2_updates"), jnp.float32(jnp.nan))
         norms = jax.lax.cond(is_logged(new.step, hyper), read, unread)

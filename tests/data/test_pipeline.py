@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import pytest
 
-from vitjax.data.pipeline import eval_batches, train_batches
+from vitjax.data.pipeline import eval_batches, examples_per_epoch, train_batches
 from vitjax.data.sources import Source, open_source
 from vitjax.errors import UserError
 
@@ -173,6 +173,65 @@ def test_distant_steps_cost_nothing():
     start = time.monotonic()
     take(train_batches(Tiny(5), keep, batch_size=4, seed=0, start_step=10**9), 2)
     assert time.monotonic() - start < 2
+
+
+# Repeated augmentation
+
+
+def repeated(batch_size, **options):
+    return train_batches(open_source("digits"), augment, batch_size=batch_size, seed=3, repeats=3, **options)
+
+
+@pytest.fixture(scope="module")
+def views():
+    """Nine batches of 300 of three views each; an epoch of 1,437 digits is four such batches."""
+    return take(repeated(300), 9)
+
+
+def test_repeated_views_are_neighbours_and_differ(views):
+    for batch in views:
+        images = batch["_id"].reshape(100, 3)
+        assert (images == images[:, :1]).all()
+        assert len(np.unique(images[:, 0])) == 100
+        assert len(np.unique(batch["noise"][:, 0])) == 300
+
+
+def test_an_epoch_of_repeated_views_is_as_long_as_one_without_and_drops_what_fills_no_batch(views):
+    assert examples_per_epoch(1437, batch_size=300, repeats=3) == 1200  # 1280 = 5 * 256, less 80
+    ids = np.concatenate([batch["_id"] for batch in views])
+    first, second = ids[:1200], ids[1200:2400]
+    assert len(np.unique(first)) == len(np.unique(second)) == 400
+    assert len(np.intersect1d(first, second)) < 200  # another third: 400 * 400 / 1437 = 111 are expected
+
+
+def test_repeats_take_the_order_of_the_epoch(views, reference):
+    np.testing.assert_array_equal(views[0]["_id"][::3], reference[0]["_id"][:100])
+
+
+@pytest.mark.parametrize(
+    ("num_examples", "batch_size", "repeats", "rows"),
+    [
+        (1_281_167, 1024, 3, 1251 * 1024),
+        (1_281_167, 1024, 1, 1_281_167),
+        (50_000, 768, 3, 65 * 768),  # 49,920 of 50,000
+        (255, 60, 3, 240),
+        (100, 120, 3, 100),  # no batch is full: nothing is dropped
+    ],
+)
+def test_rows_of_an_epoch(num_examples, batch_size, repeats, rows):
+    assert examples_per_epoch(num_examples, batch_size=batch_size, repeats=repeats) == rows
+
+
+def test_hosts_and_restarts_do_not_change_repeated_views(views):
+    parts = [take(repeated(300, start_step=3, process_index=host, process_count=4), 6) for host in range(4)]
+    assert_same(joined(parts), views[3:])
+
+
+def test_a_source_smaller_than_a_batch_is_repeated_for_ever():
+    batches = take(train_batches(Tiny(4), keep, batch_size=6, seed=0, repeats=3), 4)
+    ids = np.concatenate([batch["_id"] for batch in batches])
+    epochs = ids.reshape(6, 4)  # of four rows: an image three times and another once
+    assert all(sorted(np.bincount(epoch, minlength=4)) == [0, 0, 1, 3] for epoch in epochs)
 
 
 # Evaluation

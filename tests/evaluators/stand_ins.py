@@ -63,11 +63,13 @@ class Task:
         }
 
 
-def train_state(kernel, ema=None):
+def train_state(kernel, ema=None, ema_shift=0.0):
+    shift = jnp.zeros(kernel.shape[1])
     return types.SimpleNamespace(
         params={"kernel": jnp.asarray(kernel)},
-        model_state={"shift": jnp.zeros(kernel.shape[1])},
+        model_state={"shift": shift},
         ema_params=None if ema is None else {"kernel": jnp.asarray(ema)},
+        ema_model_state=None if ema is None else {"shift": shift.at[0].add(ema_shift)},
     )
 
 

@@ -103,6 +103,10 @@ def test_averaged_parameters(make):
     state = stand_ins.train_state(-KERNEL, ema=KERNEL)
     assert dict(make(use_ema=True).run(state))["prec@1"] == reference()["prec@1"]
     assert dict(make().run(state))["prec@1"] == reference(kernel=-KERNEL)["prec@1"]
+    # Averaged statistics go with them: here they let the first class win always.
+    shifted = stand_ins.train_state(KERNEL, ema=KERNEL, ema_shift=1e6)
+    assert dict(make(use_ema=True).run(shifted))["prec@1"] != reference()["prec@1"]
+    assert dict(make().run(shifted))["prec@1"] == reference()["prec@1"]
     with pytest.raises(UserError, match="set config"):
         list(make(use_ema=True).run(stand_ins.train_state(KERNEL)))
 

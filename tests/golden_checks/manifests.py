@@ -11,6 +11,7 @@ import pytest
 from vitjax import models
 from vitjax.analysis.costs import multiply_accumulates
 from vitjax.layers.encoder import scan_to_loop
+from vitjax.weights.timm_cait_names import CAIT
 from vitjax.weights.timm_cnn_names import table_of
 from vitjax.weights.timm_names import to_timm
 from vitjax.weights.tree import flatten
@@ -30,9 +31,10 @@ def ours(name):
     family, _, _ = name.rpartition("_")  # the last piece is the image size
     if family in _HYBRIDS:
         return _HYBRIDS[family], {}
-    if match := re.fullmatch(r"(vit|deit|deit3)_([a-z]+)_patch(\d+)", family):
-        fields = {"layer_scale": 1e-6, "posemb_layout": "big_vision"} if match[1] == "deit3" else {}
-        return f"vit_{_SIZES[match[2]]}{match[3]}", fields
+    if match := re.fullmatch(r"(vit|deit|deit3)_([a-z]+)(_distilled)?_patch(\d+)", family):
+        return f"{match[1]}_{_SIZES[match[2]]}{match[4]}{match[3] or ''}", {}
+    if family.startswith("cait_"):
+        return family, {}
     return None
 
 
@@ -82,6 +84,6 @@ def check(path: pathlib.Path) -> None:
     image = jax.ShapeDtypeStruct((1, height, width, channels), np.float32)
     shapes = jax.eval_shape(model.init, jax.random.key(0), image)["params"]
     params = jax.tree.map(lambda leaf: np.broadcast_to(np.int8(0), leaf.shape), shapes)
-    state = to_timm(scan_to_loop(params))
+    state = to_timm(scan_to_loop(params), table=CAIT if name.startswith("cait_") else None)
     assert {name: list(array.shape) for name, array in state.items()} == manifest["params"]
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == manifest["num_params"]

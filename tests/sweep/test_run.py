@@ -127,7 +127,7 @@ def test_failures_are_retried_reported_and_do_not_stop_the_others(tmp_path, monk
     """In process, with training replaced: what matters is what the worker makes of its outcome."""
     calls = []
 
-    def train(trial, workdir, stop):
+    def train(trial, workdir, stop, programs):
         calls.append(trial.name)
         print(f"about to train {trial.name}")
         if trial.seed == 1:
@@ -170,7 +170,7 @@ def test_failures_are_retried_reported_and_do_not_stop_the_others(tmp_path, monk
 
 def test_shares_of_an_index_are_disjoint_and_complete(tmp_path, monkeypatch):
     calls = []
-    monkeypatch.setattr(worker, "train", lambda trial, workdir, stop: calls.append(trial.name) or 0)
+    monkeypatch.setattr(worker, "train", lambda trial, workdir, stop, programs: calls.append(trial.name) or 0)
     path = sweep_file(tmp_path, lrs=(1e-3, 3e-3), seeds=(0, 1, 2))
     for index in range(4):
         before = len(calls)
@@ -192,7 +192,9 @@ def test_a_trial_in_hand_is_left_alone(tmp_path):
         assert [row.status for row in status.rows(folder, plan.trials)] == ["running", "pending"]
         taken = []
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(worker, "train", lambda trial, workdir, stop: taken.append(trial.name) or 0)
+            patch.setattr(
+                worker, "train", lambda trial, workdir, stop, programs: taken.append(trial.name) or 0
+            )
             worker.run_trials(folder, plan, list(plan.trials), lambda step: False, retries=0)
         assert taken == [second]
     assert status.rows(folder, [first])[0].status == "interrupted"
@@ -223,7 +225,7 @@ def test_a_changed_config_file_is_not_trained(tmp_path):
     plan = trials.read(str(path))
     config.write_text(config.read_text().replace("config.wd = 1e-4", "config.wd = 1e-2"))
     with pytest.raises(UserError, match="no longer says what it did"):
-        worker.train(next(iter(plan.trials.values())), tmp_path, None)
+        worker.train(next(iter(plan.trials.values())), tmp_path, None, {})
 
 
 def test_a_dead_worker_counts_as_a_failure_of_its_trial(tmp_path):

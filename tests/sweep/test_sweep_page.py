@@ -13,7 +13,7 @@ import pytest
 from made_up_sweep import RUN, finished, whole_sweep, write_sweep, write_trial
 
 from vitjax.errors import UserError
-from vitjax.sweep import figures, report
+from vitjax.sweep import figures, markup, report
 from vitjax.sweep.table import read_table
 
 VOID = {"meta", "img", "br", "link", "input"}
@@ -184,7 +184,7 @@ def test_half_a_sweep(tmp_path):
         "Best val/prec@1 50.00% model a, aug x",
     ):
         assert expected in text, expected
-    assert "20%" not in text and text.count("old") == report.LOG_LINES - 2
+    assert "20%" not in text and text.count("old") == markup.LOG_LINES - 2
     assert page.spoken[0] == "val/prec@1 of a. x 50.0, y 50.0"
     for row in read_table(tmp_path).rows:
         assert row["name"] in text
@@ -274,9 +274,9 @@ def test_hostile_names_and_logs_are_text(tmp_path):
 
 def test_the_end_of_a_log(tmp_path):
     path = tmp_path / "log.txt"
-    assert report.log_end(path) == ""
+    assert markup.log_end(path) == ""
     path.write_bytes(b"x" * 200_000 + b"\nlast \xff\x00 line\r\n\n")
-    shown = report.log_end(path)
+    shown = markup.log_end(path)
     assert shown.endswith("\nlast � line") and len(shown) < 70_000
 
 

@@ -1,4 +1,4 @@
-"""Cropping and flipping images `[H, W, C]`; Inception's crop, alone and fused with decoding."""
+"""Cropping and flipping images `[H, W, C]`; random crops as TensorFlow and as timm draw them."""
 
 import math
 
@@ -8,7 +8,7 @@ import simplejpeg
 
 from vitjax.data.decode_ops import JPEG_SIGNATURE, decode_image, decode_jpeg
 from vitjax.data.pp import on_key, register
-from vitjax.data.resize_ops import check_method, parse_size, resize_image
+from vitjax.data.resize_ops import check_choice, check_method, parse_size, resize_image
 from vitjax.errors import UserError
 
 
@@ -181,16 +181,78 @@ def _times(h: int, ratio: np.float32) -> int:
     return round(float(np.float32(h) * ratio))
 
 
+@register("random_resized_crop")
+@on_key("image")
+def random_resized_crop(
+    size=None, area=(0.08, 1.0), ratio=(3 / 4, 4 / 3), method="pillow_bicubic", antialias=False
+):
+    """Crops a random part as torchvision and timm do, then resizes it. See `sample_resized_crop`.
+
+    Args:
+        size: the side of the result, or `[height, width]`; the crop is not resized unless told.
+        area: the smallest and the largest part of the image, of its area.
+        ratio: the smallest and the largest ratio of width to height.
+        method: see `resize`. The default is what DeiT was trained with.
+        antialias: see `resize`.
+    """
+    for name, limits, largest in (("area", area, 1), ("ratio", ratio, math.inf)):
+        pair = isinstance(limits, list | tuple) and len(limits) == 2
+        if not pair or not 0 < limits[0] <= limits[1] <= largest:
+            raise UserError(f"{name}={limits!r} must be two positive numbers, the smallest and the largest.")
+    finish = _resizer(size, method, antialias)
+
+    def apply(image, rng):
+        y, x, height, width = sample_resized_crop(image.shape[0], image.shape[1], rng, area, ratio)
+        return finish(image[y : y + height, x : x + width])
+
+    return apply
+
+
+def sample_resized_crop(
+    height: int,
+    width: int,
+    rng: np.random.Generator,
+    areas: tuple[float, float] = (0.08, 1.0),
+    ratios: tuple[float, float] = (3 / 4, 4 / 3),
+    attempts: int = 10,
+) -> tuple[int, int, int, int]:
+    """Draws a crop as torchvision's `RandomResizedCrop` and timm's do.
+
+    The area is uniform, the logarithm of the aspect ratio (width over height) as well, and so is the place.
+    After `attempts` crops that do not fit into the image it is the largest central one of a ratio in range.
+
+    Returns:
+        top, left, height, width, in pixels.
+    """
+    for _ in range(attempts):
+        area = rng.uniform(*areas) * (height * width)
+        ratio = math.exp(rng.uniform(math.log(ratios[0]), math.log(ratios[1])))
+        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            return int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1)), h, w
+    w = min(width, max(1, round(height * ratios[1])))
+    h = min(height, max(1, round(width / ratios[0])))
+    return (height - h) // 2, (width - w) // 2, h, w
+
+
 @register("central_crop")
 @on_key("image")
-def central_crop(crop_size=None):
-    """Crops `crop_size` (a side, or `[height, width]`) from the middle; the largest square unless told."""
+def central_crop(crop_size=None, rounding="down"):
+    """Crops `crop_size` (a side, or `[height, width]`) from the middle; the largest square unless told.
+
+    Args:
+        crop_size: the size of the result, in pixels.
+        rounding: where an odd number of pixels is cut off, whether the smaller half is always before ("down",
+            as in big_vision), or the even one of both ("even"), as in torchvision's `CenterCrop`.
+    """
     wanted = None if crop_size is None else parse_size(crop_size)
+    check_choice("rounding", rounding, ("down", "even"))
+    half = {"down": lambda n: n // 2, "even": lambda n: round(n / 2)}[rounding]
 
     def apply(image, rng):
         height, width = wanted or (min(image.shape[:2]),) * 2
         _check_fits(image, height, width, "central_crop")
-        y, x = (image.shape[0] - height) // 2, (image.shape[1] - width) // 2
+        y, x = half(image.shape[0] - height), half(image.shape[1] - width)
         return image[y : y + height, x : x + width]
 
     return apply
@@ -198,11 +260,19 @@ def central_crop(crop_size=None):
 
 @register("random_crop")
 @on_key("image")
-def random_crop(crop_size):
-    """Crops `crop_size` (a side, or `[height, width]`) from a place drawn uniformly."""
+def random_crop(crop_size, padding=0):
+    """Crops `crop_size` (a side, or `[height, width]`) from a place drawn uniformly.
+
+    Args:
+        crop_size: the size of the result, in pixels.
+        padding: how many pixels of 0 are put on each side first; 4 for CIFAR's 32 pixels.
+    """
     height, width = parse_size(crop_size)
+    if isinstance(padding, bool) or not isinstance(padding, int) or padding < 0:
+        raise UserError(f"padding={padding!r} must be a whole number of pixels, 0 or more.")
 
     def apply(image, rng):
+        image = np.pad(image, [(padding,) * 2] * 2 + [(0, 0)]) if padding else image
         _check_fits(image, height, width, "random_crop")
         y = int(rng.integers(image.shape[0] - height + 1))
         x = int(rng.integers(image.shape[1] - width + 1))

@@ -4,11 +4,13 @@ Each takes a batch (arrays with the example axis first) of numpy or of jax array
 is traced, so that processes which only load data never do.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from vitjax.data.pp import on_key, register, value_of
+from vitjax.data.pp import KeyOp, on_key, register, value_of
+from vitjax.data.value_scale import Rescaling, Scale
 from vitjax.errors import UserError
 
 
@@ -33,12 +35,18 @@ def value_range(vmin=-1, vmax=1, in_min=0, in_max=255.0, clip_values=False):
         image = vmin + (image.astype(np.float32) - low) / (high - low) * spread
         return image.clip(vmin, vmax) if clip_values else image
 
-    return apply
+    factor = spread / (np.float64(high) - low)
+    # Pixels of 0..255 are clipped only where they reach beyond [in_min, in_max].
+    within = (np.minimum(low, high) <= 0).all() and (np.maximum(low, high) >= 255).all() and vmin <= vmax
+    return Rescaling(apply, Scale(factor, vmin - low * factor) if within or not clip_values else None)
 
 
 def _standardize(mean, std):
     mean, std = np.asarray(mean, np.float32), np.asarray(std, np.float32)
-    return lambda image, rng: (image.astype(np.float32) - mean) / std
+    return Rescaling(
+        lambda image, rng: (image.astype(np.float32) - mean) / std,
+        Scale(1 / np.float64(std), -mean / np.float64(std)),
+    )
 
 
 @register("vgg_value_range", device=True)
@@ -110,7 +118,7 @@ def drop(*keys):
 @register("copy", device=True)
 def copy(inkey, outkey):
     """Makes the value of `inkey` the value of `outkey` as well."""
-    return lambda batch, rng: {**batch, outkey: value_of(batch, inkey)}
+    return KeyOp(lambda value, rng: value, inkey, outkey)
 
 
 @register("mixup", device=True, whole_batch=True)
@@ -139,25 +147,35 @@ def mixup(p, keys=("image", "labels")):
         a = jnp.maximum(a, 1 - a)
         mixed = {}
         for key in keys:
-            x = value_of(batch, key)
-            if not jnp.issubdtype(x.dtype, jnp.floating):
-                raise UserError(
-                    f"mixup({p}) mixes floats, but {key!r} is {x.dtype}. Put value_range (for images) and "
-                    "onehot (for labels) before mixup."
-                )
-            mixed[key] = a.astype(x.dtype) * x + (1 - a).astype(x.dtype) * _roll(x)
+            x = floats_of(batch, key, f"mixup({p})")
+            rolled = on_any_mesh(lambda x: jnp.roll(x, 1, axis=0), x)
+            mixed[key] = a.astype(x.dtype) * x + (1 - a).astype(x.dtype) * rolled(x)
         return {**batch, **mixed}
 
     return op
 
 
-def _roll(x) -> Any:
-    """Moves each example to the next row, the last one to the first."""
-    import jax
+def floats_of(batch, key: str, op: str) -> Any:
+    """Returns `batch[key]`, or says what has to come before an op that mixes floats."""
     import jax.numpy as jnp
 
-    sharding = jax.typeof(x).sharding
+    x = value_of(batch, key)
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise UserError(
+            f"{op} works on floats, but {key!r} is {x.dtype}. Put value_range (for images) and onehot (for "
+            "labels) before it."
+        )
+    return x
+
+
+def on_any_mesh(function: Callable, like) -> Callable:
+    """Lets the compiler choose how to divide what `function` does; its result is divided as `like` is.
+
+    Without it, jax neither slices nor reverses an axis that an explicit mesh divides.
+    """
+    import jax
+
+    sharding = jax.typeof(like).sharding
     if jax.sharding.AxisType.Explicit not in sharding.mesh.axis_types:
-        return jnp.roll(x, 1, axis=0)
-    # On an explicit mesh, jax slices no sharded axis unless the compiler may choose how.
-    return jax.sharding.auto_axes(lambda x: jnp.roll(x, 1, axis=0), out_sharding=sharding)(x)
+        return function
+    return jax.sharding.auto_axes(function, out_sharding=sharding)

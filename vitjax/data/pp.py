@@ -32,7 +32,18 @@ Example = dict[str, Any]
 Op = Callable[[Example, Any], Example]
 """On the host `op(example, rng: np.random.Generator)`, on the device `op(batch, rng: jax key)`."""
 
-_OP_MODULES = ("decode_ops", "resize_ops", "crop_ops", "randaug", "dict_ops", "device_ops")
+_OP_MODULES = (
+    "decode_ops",
+    "resize_ops",
+    "crop_ops",
+    "randaug",
+    "timm_randaug",
+    "color_ops",
+    "dict_ops",
+    "device_ops",
+    "random_erasing",
+    "cutmix",
+)
 
 
 class _Entry(NamedTuple):
@@ -63,6 +74,18 @@ def register(name: str, *, device: bool = False, whole_batch: bool = False):
     return decorate
 
 
+class KeyOp(NamedTuple):
+    """An op that writes `apply(value, rng)` of one key to the same or another key."""
+
+    apply: Callable[[Any, Any], Any]
+    inkey: str
+    outkey: str
+
+    def __call__(self, example: Example, rng: Any) -> Example:
+        """Applies it; the given dict stays as it is."""
+        return {**example, self.outkey: self.apply(value_of(example, self.inkey), rng)}
+
+
 def on_key(default: str = "image"):
     """Makes a factory of `apply(value, rng) -> value` a factory of ops, which read and write one key.
 
@@ -73,13 +96,7 @@ def on_key(default: str = "image"):
     def decorate(factory):
         @functools.wraps(factory)
         def keyed(*args, key=None, inkey=default, outkey=default, **kwargs):
-            apply = factory(*args, **kwargs)
-            source, target = key or inkey, key or outkey
-
-            def op(example, rng):
-                return {**example, target: apply(value_of(example, source), rng)}
-
-            return op
+            return KeyOp(factory(*args, **kwargs), key or inkey, key or outkey)
 
         extra = [
             inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=value)
@@ -304,6 +321,7 @@ def _check_arguments(name: str, factory: Callable, args: list, kwargs: dict, pie
 def _on_one_example(op: Op) -> Op:
     """Lets the host call a device op, which expects a batch, on one example: on a batch of one."""
 
+    @functools.wraps(op)
     def on_host(example, rng):
         batch = {
             key: value if _is_opaque(value) else np.asarray(value)[None] for key, value in example.items()

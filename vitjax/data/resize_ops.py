@@ -1,7 +1,8 @@
-"""Resizing images `[H, W, C]` with TensorFlow's kernels, since the published recipes were trained with them.
+"""Resizing images `[H, W, C]` with TensorFlow's kernels or Pillow's, since recipes were trained with them.
 
-What differs from the usual image libraries: no antialiasing unless told, half-pixel centres, and casts back
-to uint8 that truncate.
+What differs in TensorFlow's from the usual image libraries: no antialiasing unless told, half-pixel centres,
+and casts back to uint8 that truncate. Pillow's, with which torchvision and timm train, always antialias and
+round to uint8 twice: after the width, then after the height.
 """
 
 import functools
@@ -9,6 +10,7 @@ import math
 
 import cv2
 import numpy as np
+import scipy.sparse
 
 from vitjax.data.pp import on_key, register
 from vitjax.errors import UserError, nearest
@@ -23,8 +25,10 @@ def resize(size, method="bilinear", antialias=False):
 
     Args:
         size: the side of a square, or `[height, width]`, in pixels.
-        method: bilinear, nearest, area, bicubic, lanczos3, lanczos5, mitchellcubic or gaussian.
-        antialias: whether to widen the kernel when shrinking. `area` and `nearest` have no such choice.
+        method: bilinear, nearest, area, bicubic, lanczos3, lanczos5, mitchellcubic or gaussian; or as Pillow
+            does it, uint8 only: pillow_bilinear, pillow_bicubic or pillow_lanczos3.
+        antialias: whether to widen the kernel when shrinking. `area`, `nearest` and Pillow's have no such
+            choice.
     """
     height, width = parse_size(size)
     check_method(method)
@@ -33,11 +37,27 @@ def resize(size, method="bilinear", antialias=False):
 
 @register("resize_small")
 @on_key("image")
-def resize_small(smaller_size, method="area", antialias=False):
-    """Resizes so that the short side is `smaller_size` pixels, keeping the aspect ratio. See `resize`."""
+def resize_small(smaller_size, method="area", antialias=False, rounding="nearest"):
+    """Resizes so that the short side is `smaller_size` pixels, keeping the aspect ratio. See `resize`.
+
+    Args:
+        smaller_size: the short side of the result, in pixels.
+        method: see `resize`.
+        antialias: see `resize`.
+        rounding: how the long side becomes a whole number: to the "nearest", as in big_vision, or "down", as
+            in torchvision's `Resize`.
+    """
     side, _ = parse_size(smaller_size)
     check_method(method)
-    return lambda image, rng: _resize_by(image, np.float32(side) / min(image.shape[:2]), method, antialias)
+    check_choice("rounding", rounding, ("nearest", "down"))
+
+    def apply(image, rng):
+        if rounding == "nearest":
+            return _resize_by(image, np.float32(side) / min(image.shape[:2]), method, antialias)
+        height, width = (side * n // min(image.shape[:2]) for n in image.shape[:2])
+        return resize_image(image, height, width, method, antialias)
+
+    return apply
 
 
 @register("resize_long")
@@ -55,9 +75,11 @@ def _resize_by(image, factor, method, antialias):
 
 
 def resize_image(image, height: int, width: int, method: str = "bilinear", antialias: bool = False):
-    """Resizes `[H, W, C]` to `[height, width, C]` in the input's dtype, with TensorFlow's kernels."""
+    """Resizes `[H, W, C]` to `[height, width, C]` in the input's dtype. `method` as in `resize`."""
     if image.shape[:2] == (height, width):
         return image
+    if method in _PILLOW_METHODS:
+        return _resize_as_pillow(image, height, width, method.removeprefix("pillow_"))
     if method == "nearest":
         rows, cols = (_nearest_indices(n, out) for n, out in zip(image.shape, (height, width), strict=False))
         return image[rows][:, cols]
@@ -115,7 +137,8 @@ _KERNELS = {  # method: (kernel, radius)
     "lanczos5": (lambda x: _lanczos(x, 5), 5.0),
     "gaussian": (lambda x: np.where(np.abs(x) >= 1.5, 0, np.exp(-(x**2) / (2 * 0.5**2))), 1.5),
 }
-_METHODS = (*_KERNELS, "area", "nearest")
+_PILLOW_METHODS = ("pillow_bilinear", "pillow_bicubic", "pillow_lanczos3")
+_METHODS = (*_KERNELS, "area", "nearest", *_PILLOW_METHODS)
 
 
 def _transpose(image: np.ndarray) -> np.ndarray:
@@ -156,6 +179,53 @@ def _taps(size: int, out: int, method: str, antialias: bool) -> tuple[np.ndarray
     return source.clip(0, size - 1).astype(np.intp), weights.astype(np.float32)
 
 
+_PILLOW_BITS = 22  # of the fraction of Pillow's weights
+
+
+def _resize_as_pillow(image: np.ndarray, height: int, width: int, kernel: str) -> np.ndarray:
+    """Pillow's `Image.resize`, bit for bit, with the width first.
+
+    So did all versions up to 12. Pillow 13 takes the height first where it shrinks much more than the width.
+    """
+    if image.dtype != np.uint8:
+        raise UserError(
+            f"method='pillow_{kernel}' resizes uint8 images, as Pillow does, not {image.dtype}. Put it "
+            "before value_range, or name a method without 'pillow_'."
+        )
+    if image.shape[1] != width:
+        image = _transpose(_resize_rows_as_pillow(_transpose(image), width, kernel))
+    return _resize_rows_as_pillow(image, height, kernel) if image.shape[0] != height else image
+
+
+def _resize_rows_as_pillow(image: np.ndarray, out: int, kernel: str) -> np.ndarray:
+    """Resizes the first axis of uint8 `[H, W, C]` to length `out`."""
+    weights = _pillow_weights(image.shape[0], out, kernel)
+    rows = weights @ image.reshape(image.shape[0], -1).astype(np.int32)
+    rows += 1 << (_PILLOW_BITS - 1)
+    rows >>= _PILLOW_BITS
+    np.clip(rows, 0, 255, out=rows)
+    return rows.astype(np.uint8).reshape(out, *image.shape[1:])
+
+
+# Random crops have as many sizes as the images; each takes as long to make as a tenth of the resizing.
+@functools.lru_cache(maxsize=1024)
+def _pillow_weights(size: int, out: int, kernel: str) -> scipy.sparse.csr_array:
+    """Returns what each output pixel takes of each source pixel, int32 `[out, size]` in units of 2**-22."""
+    function, radius = _KERNELS[kernel]
+    scale = size / out
+    widen = max(scale, 1.0)
+    centre = (np.arange(out)[:, None] + 0.5) * scale
+    first = np.maximum((centre - radius * widen + 0.5).astype(int), 0)
+    end = np.minimum((centre + radius * widen + 0.5).astype(int), size)
+    source = first + np.arange((end - first).max())
+    weights = np.where(source < end, function((source - centre + 0.5) / widen), 0)
+    weights /= weights.sum(axis=1, keepdims=True)
+    rounded = np.trunc(weights * (1 << _PILLOW_BITS) + np.copysign(0.5, weights)).astype(np.int32)
+    used = rounded != 0
+    ends = np.concatenate([[0], used.sum(axis=1).cumsum()])
+    return scipy.sparse.csr_array((rounded[used], source[used], ends), shape=(out, size))
+
+
 def parse_size(size) -> tuple[int, int]:
     """Returns `(height, width)` in pixels for one side or a pair, or raises UserError."""
     pair = (size, size) if isinstance(size, int) else tuple(size) if isinstance(size, list | tuple) else ()
@@ -170,4 +240,12 @@ def check_method(method) -> None:
         raise UserError(
             f"method={method!r} is not a way to resize.{nearest(str(method), _METHODS)} "
             f"Known: {', '.join(_METHODS)}."
+        )
+
+
+def check_choice(name: str, value, choices) -> None:
+    """Raises UserError unless the argument `name` is one of `choices`."""
+    if value not in choices:
+        raise UserError(
+            f"{name}={value!r} must be one of {', '.join(choices)}.{nearest(str(value), choices)}"
         )

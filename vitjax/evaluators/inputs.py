@@ -131,10 +131,12 @@ def replicated_jit(function: Any, context: Any) -> Any:
 
 
 def weights(train_state: Any, *, use_ema: bool) -> tuple[Any, Any]:
-    """Returns (params, model_state) to evaluate: the trained parameters or their moving average."""
+    """Returns (params, model_state) to evaluate: as trained, or the moving averages of both."""
     if use_ema and train_state.ema_params is None:
         raise errors.UserError("use_ema=True needs averaged parameters; set config.ema=dict(decay=0.9999).")
-    return train_state.ema_params if use_ema else train_state.params, train_state.model_state
+    if use_ema:
+        return train_state.ema_params, train_state.ema_model_state
+    return train_state.params, train_state.model_state
 
 
 def entry(tree: Any, key: str, *, what: str, remedy: str) -> Any:

@@ -1,4 +1,4 @@
-"""Multi-head attention."""
+"""Multi-head attention, plain and with talking heads."""
 
 import flax.linen as nn
 import jax
@@ -7,27 +7,29 @@ from jax.typing import DTypeLike
 
 from vitjax.errors import UserError
 from vitjax.layers.dense import affine
+from vitjax.layers.initialisation import AUGREG, Initialisation, Initializer
 
 
 class HeadProjection(nn.Module):
     """The parameters of a projection into or out of heads, without the product.
 
     Attention multiplies with them itself, so that it is free to fuse products.
-    Kernels are drawn xavier-uniform as the `[D, H*Dh]` or `[H*Dh, D]` matrix they
-    are, then shaped: fan-in and fan-out are those of the matrix.
+    Kernels are drawn as the `[D, H*Dh]` or `[H*Dh, D]` matrix they are, then
+    shaped: fan-in and fan-out are those of the matrix.
     """
 
     shape: tuple[int, int, int]  # of the kernel: [D, H, Dh], or [H, Dh, D] out of heads
     use_bias: bool = True
     into_heads: bool = True
+    kernel_init: Initializer = AUGREG.kernel
 
     @nn.compact
     def __call__(self):
         """Returns `(kernel, bias)`; the bias is None without `use_bias`."""
         a, b, c = self.shape
         matrix, bias_shape = ((a, b * c), (b, c)) if self.into_heads else ((a * b, c), (c,))
-        initializer = nn.initializers.xavier_uniform()
-        kernel = self.param("kernel", lambda key, shape: initializer(key, matrix).reshape(shape), self.shape)
+        draw = lambda key, shape: self.kernel_init(key, matrix).reshape(shape)
+        kernel = self.param("kernel", draw, self.shape)
         return kernel, self.param("bias", nn.initializers.zeros, bias_shape) if self.use_bias else None
 
 
@@ -44,6 +46,7 @@ class MultiHeadDotProductAttention(nn.Module):
     num_heads: int
     qkv_bias: bool = True
     dtype: DTypeLike = jnp.float32  # of the products; the softmax is float32 always
+    initialisation: Initialisation = AUGREG
 
     @nn.compact
     def __call__(self, x, context=None):
@@ -62,7 +65,7 @@ class MultiHeadDotProductAttention(nn.Module):
         shape = (width, self.num_heads, width // self.num_heads)
 
         def heads(inputs, name):
-            kernel, bias = HeadProjection(shape, self.qkv_bias, name=name)()
+            kernel, bias = HeadProjection(shape, self.qkv_bias, True, self.initialisation.kernel, name=name)()
             y = affine(inputs, kernel.reshape(width, width), None if bias is None else bias.reshape(width))
             return y.reshape(*y.shape[:-1], *shape[1:])
 
@@ -78,5 +81,43 @@ class MultiHeadDotProductAttention(nn.Module):
 
     def merge(self, y, width):
         """Projects the heads' results `[B, N, H, Dh]` back to `[B, N, D]`."""
-        kernel, bias = HeadProjection((*y.shape[-2:], width), into_heads=False, name="out")()
+        shape = (*y.shape[-2:], width)
+        kernel, bias = HeadProjection(shape, True, False, self.initialisation.kernel, name="out")()
         return affine(y.reshape(*y.shape[:-2], -1), kernel.reshape(-1, width), bias)
+
+
+class TalkingHeadsAttention(MultiHeadDotProductAttention):
+    """Attention whose heads are mixed linearly before and after the softmax.
+
+    "Talking-Heads Attention" (arXiv 2003.02436), as in CaiT: `proj_l` mixes the H maps of
+    scaled products, `proj_w` those of weights, each with a kernel `[H, H]` (from, to) and
+    a bias `[H]`. The weights of a query need not sum to one afterwards. The bias of
+    `proj_l` shifts all logits of a map alike: no output depends on it.
+    """
+
+    def weights(self, logits):
+        """Returns the mixed weights `[B, H, N, M]`, in the dtype of the products."""
+        weights = super().weights(self.mix(logits, "proj_l"))
+        return self.mix(weights.astype(self.dtype), "proj_w")
+
+    def mix(self, maps, name):
+        """Maps `[B, H, N, M]` to as many linear combinations of them."""
+        kernel, bias = HeadMixing(self.num_heads, self.initialisation.kernel, name=name)()
+        batch, heads, *positions = maps.shape
+        # One product an example, with the maps as rows, leaves them where they are in memory.
+        kernel = jnp.broadcast_to(kernel.T.astype(maps.dtype), (batch, heads, heads))
+        mixed = kernel @ maps.reshape(batch, heads, -1) + bias.astype(maps.dtype)[:, None]
+        return mixed.reshape(batch, heads, *positions)
+
+
+class HeadMixing(nn.Module):
+    """The parameters of a linear map over heads, without the product: `kernel` `[H, H]` and `bias` `[H]`."""
+
+    num_heads: int
+    kernel_init: Initializer = AUGREG.kernel
+
+    @nn.compact
+    def __call__(self):
+        """Returns `(kernel, bias)`."""
+        kernel = self.param("kernel", self.kernel_init, (self.num_heads, self.num_heads))
+        return kernel, self.param("bias", nn.initializers.zeros, (self.num_heads,))

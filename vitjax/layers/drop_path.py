@@ -13,6 +13,11 @@ def linear_rates(rate: float, depth: int) -> tuple[float, ...]:
     return tuple(rate * block / max(depth - 1, 1) for block in range(depth))
 
 
+def uniform_rates(rate: float, depth: int) -> tuple[float, ...]:
+    """The same drop probability in every block, as in CaiT and DeiT III."""
+    return (rate,) * depth
+
+
 class DropPath(nn.Module):
     """Sets a branch to zero for a random part of the examples; draws from the `dropout` stream.
 

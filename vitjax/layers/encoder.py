@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from vitjax.layers.attention import MultiHeadDotProductAttention
-from vitjax.layers.drop_path import DropPath, linear_rates
+from vitjax.layers.attention import MultiHeadDotProductAttention, TalkingHeadsAttention
+from vitjax.layers.drop_path import DropPath
+from vitjax.layers.initialisation import AUGREG, Initialisation
 from vitjax.layers.mlp import MlpBlock
 from vitjax.layers.norm import LayerNorm
 
@@ -52,6 +53,8 @@ class EncoderBlock(nn.Module):
     layer_scale: float | None = None
     norm_epsilon: float = 1e-6
     dtype: DTypeLike = jnp.float32
+    initialisation: Initialisation = AUGREG
+    talking_heads: bool = False
 
     @nn.compact
     def __call__(self, x, drop_path=None, train: bool = False):
@@ -60,15 +63,30 @@ class EncoderBlock(nn.Module):
         `drop_path` is the probability to drop a branch: None, a number, or traced when scanned over.
         """
         y = LayerNorm(self.norm_epsilon, self.dtype, name="LayerNorm_0")(x)
-        y = MultiHeadDotProductAttention(
-            self.num_heads, self.qkv_bias, self.dtype, name="MultiHeadDotProductAttention_0"
-        )(y)
-        x = x + self._branch(y, drop_path, train, "0")
+        x = x + self._branch(self.attend(y), drop_path, train, "0")
 
         y = LayerNorm(self.norm_epsilon, self.dtype, name="LayerNorm_1")(x)
-        y = MlpBlock(self.mlp_dim, self.dropout, self.gelu, self.dtype, name="MlpBlock_0")(y, train=train)
-        x = x + self._branch(y, drop_path, train, "1")
+        x = x + self._branch(self.feed_forward(y, train), drop_path, train, "1")
         return x, x
+
+    def attend(self, x, context=None):
+        """Attention from `x` `[B, N, D]` to `context` `[B, M, D]`, by default to `x` itself."""
+        kind = TalkingHeadsAttention if self.talking_heads else MultiHeadDotProductAttention
+        attention = kind(
+            self.num_heads,
+            self.qkv_bias,
+            self.dtype,
+            self.initialisation,
+            name="MultiHeadDotProductAttention_0",
+        )
+        return attention(x, context)
+
+    def feed_forward(self, x, train):
+        """The MLP."""
+        mlp = MlpBlock(
+            self.mlp_dim, self.dropout, self.gelu, self.dtype, self.initialisation, name="MlpBlock_0"
+        )
+        return mlp(x, train=train)
 
     def _branch(self, y, drop_path, train, number):
         y = y.astype(jnp.float32)  # before rescaling: 1/0.9 in bfloat16 would shift every branch by 0.2 %
@@ -76,6 +94,25 @@ class EncoderBlock(nn.Module):
         if self.layer_scale is not None:
             y = LayerScale(self.layer_scale, name=f"LayerScale_{number}")(y)
         return DropPath(self.drop_path_rescale, name=f"DropPath_{number}")(y, drop_path, train=train)
+
+
+class ClassAttentionBlock(EncoderBlock):
+    """The block of CaiT's second stage: it updates the class token from all tokens and leaves the patches.
+
+    "Going deeper with Image Transformers" (arXiv 2103.17239), section 3: u = LN([class, patches]);
+    class + attention(from u's class token, to u), then class + MLP(LN(class)), each with LayerScale.
+    Without dropout and stochastic depth, as in the official code.
+    """
+
+    @nn.compact
+    def __call__(self, cls, patches):
+        """Returns the class token `[B, 1, D]` after the block, from it and `patches` `[B, N, D]`."""
+        tokens = jnp.concatenate([cls, patches], axis=1)
+        tokens = LayerNorm(self.norm_epsilon, self.dtype, name="LayerNorm_0")(tokens)
+        cls = cls + self._branch(self.attend(tokens[:, :1], tokens), None, False, "0")
+
+        y = LayerNorm(self.norm_epsilon, self.dtype, name="LayerNorm_1")(cls)
+        return cls + self._branch(self.feed_forward(y, False), None, False, "1")
 
 
 class Encoder(nn.Module):
@@ -91,7 +128,7 @@ class Encoder(nn.Module):
     depth: int
     block: type[nn.Module] = EncoderBlock  # called as block(**fields)(x, drop_path, train)
     fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    drop_path: float = 0.0  # in the last block; grows linearly from 0 in the first
+    drop_path: Sequence[float] | None = None  # the rate of each block (`drop_path.linear_rates`)
     final_norm_epsilon: float | None = 1e-6  # None: no final norm
     scan: bool = False
     remat: str | None = None
@@ -107,7 +144,7 @@ class Encoder(nn.Module):
             policy = getattr(jax.checkpoint_policies, self.remat)
             # XLA could undo a rematerialisation by merging equal terms, but not across a scan's iterations.
             block = nn.remat(block, policy=policy, prevent_cse=not self.scan, static_argnums=(3,))  # 3: train
-        rates = linear_rates(self.drop_path, self.depth) if self.drop_path else None
+        rates = self.drop_path
         if self.scan:
             stack = nn.scan(
                 block,

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from vitjax.layers.dense import Dense
+from vitjax.layers.initialisation import AUGREG, Initialisation
 
 GELU = ("tanh", "erf")
 
@@ -13,15 +14,15 @@ GELU = ("tanh", "erf")
 class MlpBlock(nn.Module):
     """Dense, GELU, dropout, Dense: `[..., D] -> [..., D]`.
 
-    Kernels are xavier-uniform, biases normal with deviation 1e-6 (big_vision,
-    vision_transformer). `gelu="tanh"` is the approximation Flax takes by default and
-    the AugReg models were trained with; `"erf"` is PyTorch's and timm's.
+    `gelu="tanh"` is the approximation Flax takes by default and the AugReg models
+    were trained with; `"erf"` is PyTorch's and timm's.
     """
 
     mlp_dim: int
     dropout: float = 0.0
     gelu: str = "tanh"
     dtype: DTypeLike = jnp.float32  # of the products
+    initialisation: Initialisation = AUGREG
 
     @nn.compact
     def __call__(self, x, *, train: bool = False):
@@ -35,8 +36,8 @@ class MlpBlock(nn.Module):
     def _dense(self, features, name):
         return Dense(
             features,
-            kernel_init=nn.initializers.xavier_uniform(),
-            bias_init=nn.initializers.normal(1e-6),
+            kernel_init=self.initialisation.kernel,
+            bias_init=self.initialisation.mlp_bias,
             dtype=self.dtype,
             name=name,
         )

@@ -1,5 +1,6 @@
 """Cutting an image into patches and embedding them."""
 
+import math
 from collections.abc import Sequence
 
 import flax.linen as nn
@@ -8,6 +9,7 @@ from jax.typing import DTypeLike
 
 from vitjax.errors import UserError
 from vitjax.layers.dense import affine
+from vitjax.layers.initialisation import AUGREG, Initialisation
 
 
 def pair(size: int | Sequence[int]) -> tuple[int, int]:
@@ -56,15 +58,16 @@ class PatchEmbedding(nn.Module):
     width: int
     patch_size: tuple[int, int]
     dtype: DTypeLike = jnp.float32
+    initialisation: Initialisation = AUGREG
 
     @nn.compact
     def __call__(self, image):
         """Embeds float images `[B, H, W, C]` as `[B, H/p, W/q, width]`."""
         channels = image.shape[-1]
         refuse_other_channels(self.get_variable("params", "kernel"), channels)
-        kernel = self.param(
-            "kernel", nn.initializers.lecun_normal(), (*self.patch_size, channels, self.width)
-        )
-        bias = self.param("bias", nn.initializers.zeros, (self.width,))
+        shape = (*self.patch_size, channels, self.width)
+        kernel_init, bias_init = self.initialisation.patch(math.prod(shape[:-1]))
+        kernel = self.param("kernel", kernel_init, shape)
+        bias = self.param("bias", bias_init, (self.width,))
         patches = patchify(image.astype(self.dtype), self.patch_size)
         return affine(patches, kernel.reshape(-1, self.width), bias)

@@ -8,6 +8,7 @@ from jax import lax
 from jax.typing import DTypeLike
 
 from vitjax.layers.attention import MultiHeadDotProductAttention
+from vitjax.layers.initialisation import AUGREG, Initialisation
 from vitjax.layers.mlp import MlpBlock
 from vitjax.layers.norm import LayerNorm
 
@@ -24,6 +25,7 @@ class MAPHead(nn.Module):
     qkv_bias: bool = True
     norm_epsilon: float = 1e-6
     dtype: DTypeLike = jnp.float32
+    initialisation: Initialisation = AUGREG
 
     @nn.compact
     def __call__(self, x):
@@ -31,10 +33,15 @@ class MAPHead(nn.Module):
         batch, _, width = x.shape
         probe = self.param("probe", nn.initializers.xavier_uniform(), (1, 1, width))
         x = MultiHeadDotProductAttention(
-            self.num_heads, self.qkv_bias, self.dtype, name="MultiHeadDotProductAttention_0"
+            self.num_heads,
+            self.qkv_bias,
+            self.dtype,
+            self.initialisation,
+            name="MultiHeadDotProductAttention_0",
         )(jnp.tile(probe, (batch, 1, 1)), x).astype(jnp.float32)
         y = LayerNorm(self.norm_epsilon, self.dtype, name="LayerNorm_0")(x)
-        x = x + MlpBlock(self.mlp_dim, gelu=self.gelu, dtype=self.dtype, name="MlpBlock_0")(y)
+        mlp = MlpBlock(self.mlp_dim, 0.0, self.gelu, self.dtype, self.initialisation, name="MlpBlock_0")
+        x = x + mlp(y)
         return x[:, 0]
 
 

@@ -20,6 +20,8 @@ from vitjax.errors import UserError, nearest
 FAMILIES = (
     "vitjax.models.vit",
     "vitjax.models.hybrid",
+    "vitjax.models.deit",
+    "vitjax.models.cait",
     "vitjax.models.resnet",
     "vitjax.models.bit",
     "vitjax.models.regnet",
@@ -69,10 +71,13 @@ def _configure(name: str) -> tuple[Callable[..., nn.Module], dict[str, Any]]:
     spelled_ours = name.lower().replace("/", "").replace("-", "_").replace("+", "_")
     hint = nearest(name, names()) if name == name.lower() else nearest(spelled_ours, names())
     raise UserError(
-        f"model.name={name!r} names no model.{hint} Names are like 'vit_s16', a size of "
-        "vitjax.models.vit.SIZES and any patch size, or one of vitjax.models.hybrid.HYBRIDS. "
-        "'my_package.my_module.MyModel' imports a model from outside."
+        f"model.name={name!r} names no model.{hint} Names are like {_examples()}; "
+        "vitjax.models.names() has them all. 'my_package.my_module.MyModel' imports a model from outside."
     )
+
+
+def _examples() -> str:
+    return ", ".join(repr(importlib.import_module(family).names()[-1]) for family in FAMILIES)
 
 
 def _import(path: str) -> tuple[Callable[..., nn.Module], dict[str, Any]]:

@@ -12,7 +12,7 @@ import flax.linen as nn
 from vitjax.errors import UserError, nearest
 from vitjax.layers.group_norm import GROUP_NORM_EPSILON, GROUPS
 from vitjax.layers.hybrid_resnet import HybridResNet
-from vitjax.layers.patches import PatchEmbedding, pair
+from vitjax.layers.patches import pair
 from vitjax.models.vit import SIZES, ViT
 
 # Size of the transformer, units of each stage, patch on the feature map. The number in a name is the stride
@@ -98,8 +98,7 @@ class HybridViT(ViT):
         )
         nn.share_scope(self, resnet)  # official files have the ResNet's parameters beside the transformer's
         x, out = resnet(image)
-        embedding = PatchEmbedding(self.width, pair(self.patch_size), self.dtype, name="embedding")
-        return out | {"stem": embedding(x)}
+        return out | {"stem": self.patch_embedding()(x)}
 
     def refuse_partial_patches(self, height: int, width: int) -> None:
         """Raises a `UserError` if the feature map of such an image is no whole grid of patches."""

@@ -13,7 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from vitjax.errors import UserError, nearest
+from vitjax.layers.drop_path import linear_rates, uniform_rates
 from vitjax.layers.encoder import REMAT_POLICIES, Encoder, EncoderBlock
+from vitjax.layers.initialisation import INITIALISATIONS, Initialisation
 from vitjax.layers.mlp import GELU
 from vitjax.layers.norm import LayerNorm
 from vitjax.layers.patches import PatchEmbedding, pair
@@ -42,6 +44,7 @@ _CHOICES = {
     "posemb": ("learn", "sincos2d"),
     "posemb_layout": ("augreg", "big_vision"),
     "gelu": GELU,
+    "initialisation": tuple(INITIALISATIONS),
     "remat": (None, *REMAT_POLICIES),
     "dtype": ("float32", "bfloat16"),
 }
@@ -68,12 +71,16 @@ class ViT(nn.Module):
         1/sqrt(width), then the class token is put in front (also DeiT III).
       dropout: rate after the position embedding, after attention and after both layers of the MLP.
       drop_path: rate of stochastic depth in the last block, growing linearly from 0 in the first.
+      drop_path_uniform: have that rate in all blocks instead (CaiT, DeiT III).
       drop_path_rescale: divide what survives by its probability (Scenic, timm); False: do not (big_vision).
       gelu: `tanh` approximation (the JAX code bases) or exact `erf` (PyTorch's).
       layer_scale: initial value of LayerScale on both branches; None for none.
       norm_epsilon: of every LayerNorm.
+      initialisation: how parameters begin. `augreg`: linear layers xavier-uniform, biases of the MLP with
+        deviation 1e-6, patch embedding lecun-normal, class token zero. `deit`: normal with deviation 0.02,
+        the tokens and positions, too; biases zero; patch embedding uniform as PyTorch has it.
       head_bias: initial bias of the head (AugReg: -6.9 for 1000 classes with sigmoid loss, -10 for 21k).
-      head_zeroinit: start the head's kernel at zero; False: lecun-normal.
+      head_zeroinit: start the head's kernel at zero; False: lecun-normal, or 0.02 of `deit`.
       scan: compile one block and scan it over the depth, parameters stacked (`layers.encoder.loop_to_scan`).
       remat: recompute blocks in the backward pass, keeping what this policy of jax names (`REMAT_POLICIES`).
       dtype: of matrix products. Parameters, residual stream, norms, softmax and logits are float32 always.
@@ -93,11 +100,13 @@ class ViT(nn.Module):
     posemb_layout: str = "augreg"
     dropout: float = 0.0
     drop_path: float = 0.0
+    drop_path_uniform: bool = False
     drop_path_rescale: bool = True
     gelu: str = "tanh"
     qkv_bias: bool = True
     layer_scale: float | None = None
     norm_epsilon: float = 1e-6
+    initialisation: str = "augreg"
     head_bias: float = 0.0
     head_zeroinit: bool = True
     scan: bool = False
@@ -135,6 +144,21 @@ class ViT(nn.Module):
         return self.pool == "tok" if self.class_token is None else self.class_token
 
     @property
+    def tokens_in_front(self) -> tuple[str, ...]:
+        """Names of the tokens before those of the patches, in their order."""
+        return ("cls",) if self.has_class_token else ()
+
+    @property
+    def distilled(self) -> bool:
+        """Whether there is a second head, to be taught by a teacher (`models.deit`)."""
+        return False
+
+    @property
+    def initialisers(self) -> Initialisation:
+        """What `initialisation` names."""
+        return INITIALISATIONS[self.initialisation]
+
+    @property
     def stride(self) -> tuple[int, int]:
         """Pixels from one token to the next, (down, across)."""
         return pair(self.patch_size)
@@ -156,43 +180,57 @@ class ViT(nn.Module):
         out = self.embed(image)
         x = out["with_posemb"] = self.add_positions(out["stem"])
         x = nn.Dropout(self.dropout)(x, deterministic=not train)
-        x, out["tokens"] = self.encode(x, train)
-        out["encoded"] = x
+        x, encoded = self.encode(x, train)
+        out |= encoded
         x = out["head_input"] = self.pool_tokens(x)
         if self.fc_norm:
             x = LayerNorm(self.norm_epsilon, name="fc_norm")(x)
         if self.rep_size:
             size = self.width if self.rep_size is True else self.rep_size
             x = jnp.tanh(nn.Dense(size, name="pre_logits")(x))
-        out["pre_logits"] = x
-        if self.num_classes:
-            # The head is a sliver of the work and the loss is sensitive to it: float32 whatever the dtype.
-            kernel = nn.initializers.zeros if self.head_zeroinit else nn.initializers.lecun_normal()
-            bias = nn.initializers.constant(self.head_bias)
-            x = nn.Dense(self.num_classes, kernel_init=kernel, bias_init=bias, name="head")(x)
-        out["logits"] = x
-        return x, out
+        out |= self.classify(x, train)
+        return out["logits"], out
+
+    def classify(self, x, train) -> dict[str, Any]:
+        """Returns `pre_logits`, what the head sees of `x`, and `logits`; a subclass may have more heads."""
+        return {"pre_logits": x, "logits": self.head(x, "head")}
+
+    def head(self, x, name):
+        """The linear classifier `name`; without classes, `x` as it is."""
+        if not self.num_classes:
+            return x
+        # The head is a sliver of the work and the loss is sensitive to it: float32 whatever the dtype.
+        kernel = nn.initializers.zeros if self.head_zeroinit else self.initialisers.head
+        bias = nn.initializers.constant(self.head_bias)
+        return nn.Dense(self.num_classes, kernel_init=kernel, bias_init=bias, name=name)(x)
 
     def embed(self, image) -> dict[str, Any]:
         """Returns `stem`, the embedded patches `[B, h, w, D]`; a subclass may have more to show."""
-        embedding = PatchEmbedding(self.width, pair(self.patch_size), self.dtype, name="embedding")
-        return {"stem": embedding(image)}
+        return {"stem": self.patch_embedding()(image)}
+
+    def patch_embedding(self) -> nn.Module:
+        """The layer that embeds patches of an image, or of a feature map."""
+        patch_size = pair(self.patch_size)
+        return PatchEmbedding(self.width, patch_size, self.dtype, self.initialisers, name="embedding")
 
     def add_positions(self, x):
         """Turns the grid `[B, h, w, D]` into tokens with positions and class token: `[B, N, D]`, float32."""
         batch, height, width, dim = x.shape
         x = x.reshape(batch, height * width, dim).astype(jnp.float32)
-        prepend = lambda x: x
-        if self.has_class_token:
-            cls = self.param("cls", nn.initializers.zeros, (1, 1, dim))
-            prepend = lambda x: jnp.concatenate([jnp.tile(cls, (batch, 1, 1)), x], axis=1)
+        tokens = [self.token(name) for name in self.tokens_in_front]
+        prepend = lambda x: jnp.concatenate([*(jnp.tile(token, (batch, 1, 1)) for token in tokens), x], 1)
 
         if self.posemb == "sincos2d":  # the class token has no place on the grid, so it gets no position
             return prepend(x + sincos_2d(height, width, dim))
         if self.posemb_layout == "augreg":
             x = prepend(x)
             return x + self.position_embedding(x.shape[1:], std=0.02)
-        return prepend(x + self.position_embedding(x.shape[1:], std=1 / np.sqrt(dim)))
+        std = self.initialisers.position_std or 1 / np.sqrt(dim)
+        return prepend(x + self.position_embedding(x.shape[1:], std))
+
+    def token(self, name):
+        """A learned token `[1, 1, D]`."""
+        return self.param(name, self.initialisers.token, (1, 1, self.width))
 
     def position_embedding(self, shape, std):
         """Returns the learned embedding `[1, N, D]`; one made for another number of tokens is a mistake."""
@@ -204,9 +242,14 @@ class ViT(nn.Module):
             )
         return self.param("pos_embedding", nn.initializers.normal(std), (1, *shape))
 
-    def encode(self, x, train):
-        """Runs the blocks and, unless `fc_norm`, the final norm; see `layers.encoder.Encoder`."""
-        fields = {
+    def encode(self, x, train) -> tuple[Any, dict[str, Any]]:
+        """Returns what is pooled, `[B, N, D]`, and the intermediates: `tokens`, `encoded`."""
+        x, tokens = self.encoder(final_norm=not self.fc_norm)(x, train=train)
+        return x, {"tokens": tokens, "encoded": x}
+
+    def block_fields(self) -> dict[str, Any]:
+        """The fields of every block."""
+        return {
             "num_heads": self.num_heads,
             "mlp_dim": self.mlp_dim,
             "dropout": self.dropout,
@@ -216,18 +259,22 @@ class ViT(nn.Module):
             "layer_scale": self.layer_scale,
             "norm_epsilon": self.norm_epsilon,
             "dtype": self.dtype,
+            "initialisation": self.initialisers,
         }
-        encoder = Encoder(
+
+    def encoder(self, final_norm: bool) -> nn.Module:
+        """The blocks and, with `final_norm`, the norm after them; see `layers.encoder.Encoder`."""
+        rates = uniform_rates if self.drop_path_uniform else linear_rates
+        return Encoder(
             self.depth,
             EncoderBlock,
-            fields,
-            drop_path=self.drop_path,
-            final_norm_epsilon=None if self.fc_norm else self.norm_epsilon,
+            self.block_fields(),
+            drop_path=rates(self.drop_path, self.depth) if self.drop_path else None,
+            final_norm_epsilon=self.norm_epsilon if final_norm else None,
             scan=self.scan,
             remat=self.remat,
             name="Transformer",
         )
-        return encoder(x, train=train)
 
     def pool_tokens(self, x):
         """Reduces tokens `[B, N, D]` to what `pool` says: `[B, D]`."""
@@ -235,7 +282,7 @@ class ViT(nn.Module):
             case "tok" | "0":
                 return x[:, 0]
             case "gap":
-                return x[:, int(self.has_class_token) :].mean(1)
+                return x[:, len(self.tokens_in_front) :].mean(1)
             case "map":
                 head = MAPHead(
                     self.num_heads,
@@ -244,6 +291,7 @@ class ViT(nn.Module):
                     self.qkv_bias,
                     self.norm_epsilon,
                     self.dtype,
+                    self.initialisers,
                     name="MAPHead_0",
                 )
                 return head(x)

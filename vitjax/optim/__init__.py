@@ -3,11 +3,15 @@
 With g the gradient, p the parameter and s(t) the schedule of the parameter's group (`schedules`):
 
     u      = transform(clip(g))                      # config.grad_clip_norm, config.optax_name, config.optax
-    update = -s(t) * (lr * lr_mult * u + wd * wd_mult * p)
+    update = -s(t) * layer_mult * (lr * lr_mult * u + wd * wd_mult * p)
 
 `wd` is big_vision's: multiplied by the schedule only. The weight decay in papers that use AdamW is multiplied
 by the learning rate as well, so `wd = paper_wd * lr` (AugReg's 0.1 at the peak of 1e-3 is wd=1e-4). Clipping
-is by the global norm of the gradients of all parameters that are not frozen.
+is by the global norm of the gradients of all parameters that are not frozen. `layer_mult` is 1 without
+config.layer_decay, see `layers`.
+
+With config.lr_base_batch = b, `lr` and `wd` are those of a batch of b examples, and both grow linearly with
+the batch that is trained with: DeiT's lr of 5e-4 * batch / 512 is lr=5e-4 with lr_base_batch=512.
 """
 
 import dataclasses
@@ -18,12 +22,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax as optax_lib
 
 from vitjax import errors
-from vitjax.optim import ema, patterns, schedules, transforms
+from vitjax.optim import ema, layers, patterns, schedules, transforms
 
-__all__ = ["Group", "Optimizer", "create", "ema", "patterns", "schedules", "transforms"]
+__all__ = ["Group", "Optimizer", "create", "ema", "layers", "patterns", "schedules", "transforms"]
 
 CONSTANT = types.MappingProxyType({"decay_type": "constant"})
 KERNELS = ((".*/kernel$", 1.0),)
@@ -38,6 +43,7 @@ class Group:
     lr_mult: float
     wd_mult: float  # 0 where nothing decays
     schedule: int | None  # index into Optimizer.schedules; None = frozen
+    layer_mult: float | tuple[float, ...] = 1.0  # of both; one for each block where blocks are stacked
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,11 +84,16 @@ class Optimizer:
         """Returns one line for each set of parameters that are treated alike, for `--check`."""
         alike: dict[tuple[Any, ...], list[Group]] = {}
         for group in jax.tree.leaves(self.groups):
-            key = (None, 0, 0) if group.schedule is None else (group.schedule, group.lr_mult, group.wd_mult)
-            alike.setdefault(key, []).append(group)
+            key = (group.schedule, group.lr_mult, group.wd_mult, group.layer_mult)
+            alike.setdefault((None, 0, 0, 0) if group.schedule is None else key, []).append(group)
         lines = []
-        for (schedule, lr_mult, wd_mult), members in alike.items():
+        for (schedule, lr_mult, wd_mult, layer_mult), members in alike.items():
             what = f"schedule {schedule}, lr {self.lr:g} x {lr_mult:g}, wd {self.wd:g} x {wd_mult:g}"
+            if layer_mult != 1:
+                of_blocks = layer_mult if isinstance(layer_mult, tuple) else (layer_mult,)
+                what += ", both x " + " to ".join(
+                    f"{x:.4g}" for x in dict.fromkeys((of_blocks[0], of_blocks[-1]))
+                )
             names = ", ".join(m.name for m in members[:3]) + (", ..." if len(members) > 3 else "")
             size = sum(math.prod(m.shape) for m in members)
             what = "frozen" if schedule is None else what
@@ -99,7 +110,9 @@ def create(
     optax_name: str = "scale_by_adam",
     optax: Mapping[str, Any] | None = None,
     lr: float = 1e-3,
+    lr_base_batch: float | None = None,
     lr_mults: Any = (),
+    layer_decay: float | None = None,
     wd: float = 0.0,
     wd_mults: Any = KERNELS,
     schedule: Any = CONSTANT,
@@ -115,7 +128,9 @@ def create(
       optax_name: the transformation, see `transforms`.
       optax: its options, such as dict(b2=0.95, mu_dtype="bfloat16").
       lr: the peak learning rate.
+      lr_base_batch: the batch that `lr` and `wd` are for; None for the batch trained with, whatever it is.
       lr_mults: pairs (regex, factor > 0); the first match wins, a parameter without one has 1.
+      layer_decay: factor of both rates from each layer to the one before, see `layers`; None or 1 for none.
       wd: weight decay per step at the peak of the schedule (not multiplied by lr, see the top of this file).
       wd_mults: pairs (regex, factor >= 0); the first match wins, a parameter without one does not decay.
       schedule: the options of `schedules.create`, or pairs (regex, options or None) that cover every
@@ -125,20 +140,21 @@ def create(
     Raises:
       UserError: a value out of range, an unknown name or option, a pattern that matches nothing.
     """
-    lr, wd = _number("lr", lr), _number("wd", wd)
+    scale = _batch_scale(lr_base_batch, batch_size)
+    lr, wd = _number("lr", lr) * scale, _number("wd", wd) * scale
     clip_norm = _number("grad_clip_norm", grad_clip_norm or 0.0)
     rules = (
         [(patterns.CATCH_ALL, schedule)]
         if _is_mapping(schedule)
         else patterns.pairs(schedule, "config.schedule")
     )
-    groups = _groups(params, rules, lr_mults, wd_mults)
+    groups = _groups(params, rules, lr_mults, wd_mults, 1.0 if layer_decay is None else layer_decay)
 
     # Frozen rules have no schedule function, so the remaining ones are renumbered.
     live = [i for i, (_, options) in enumerate(rules) if options is not None]
     renumber = {rule: n for n, rule in enumerate(live)}
     groups = jax.tree.map(lambda g: dataclasses.replace(g, schedule=renumber.get(g.schedule)), groups)
-    sizes = {"total_steps": total_steps, "batch_size": batch_size, "num_examples": num_examples}
+    sizes = {"total_steps": total_steps, "batch_size": batch_size, "num_examples": num_examples, "lr": lr}
     functions = tuple(_schedule(rules[i][1], sizes) for i in live)
 
     trainable = jax.tree.map(lambda g: g.schedule is not None, groups)
@@ -153,7 +169,21 @@ def create(
     return Optimizer(tx.init, tx.update, lr, wd, functions, groups)  # pyright: ignore[reportArgumentType]
 
 
-def _groups(params: Any, rules: list[tuple[str, Any]], lr_mults: Any, wd_mults: Any) -> Any:
+def _batch_scale(lr_base_batch: float | None, batch_size: int | None) -> float:
+    """What `lr` and `wd` are multiplied by for the batch that is trained with."""
+    if lr_base_batch is None:
+        return 1.0
+    if _number("lr_base_batch", lr_base_batch) == 0 or batch_size is None:
+        raise errors.UserError(
+            f"config.lr_base_batch={lr_base_batch!r} must be the batch that config.lr is for, such as 512"
+            + ("." if batch_size else ", and the batch trained with is not known here.")
+        )
+    return batch_size / lr_base_batch
+
+
+def _groups(
+    params: Any, rules: list[tuple[str, Any]], lr_mults: Any, wd_mults: Any, layer_decay: float
+) -> Any:
     """Returns the tree of `Group`s; their `schedule` is the index of the rule."""
     tree = patterns.parameter_names(params)
     names = jax.tree.leaves(tree)
@@ -169,9 +199,20 @@ def _groups(params: Any, rules: list[tuple[str, Any]], lr_mults: Any, wd_mults: 
             f"lr_mults gives {zero[0]!r} a factor of 0; freeze it with None in config.schedule."
         )
     wd_of = _mults(names, wd_mults, "wd_mults")
+    shapes = [tuple(leaf.shape) for leaf in jax.tree.leaves(params)]
+    layer_of = {}
+    if layer_decay != 1:
+        layer_of = layers.factors(dict(zip(names, shapes, strict=True)), layer_decay)
 
     def group(name: str, param: Any) -> Group:
-        return Group(name, tuple(param.shape), lr_of.get(name, 1.0), wd_of.get(name, 0.0), schedule_of[name])
+        return Group(
+            name,
+            tuple(param.shape),
+            lr_of.get(name, 1.0),
+            wd_of.get(name, 0.0),
+            schedule_of[name],
+            layer_of.get(name, 1.0),
+        )
 
     return jax.tree.map(group, tree, params)
 
@@ -207,7 +248,7 @@ def _number(key: str, value: Any) -> float:
 def _scale_and_decay(
     lr: float, wd: float, groups: Any, functions: tuple[schedules.Schedule, ...]
 ) -> optax_lib.GradientTransformationExtraArgs:
-    """The tail of the chain as one pass: -s(t) (lr lr_mult u + wd wd_mult p), one counter for all groups."""
+    """The tail of the chain as one pass, with one counter for all groups."""
     own = {"lr": lr, "wd": wd, "schedules": [None] * len(functions)}
 
     def init(params: Any) -> optax_lib.ScaleByScheduleState:
@@ -229,6 +270,9 @@ def _scale_and_decay(
             u = u * given["lr"] * group.lr_mult
             if wd * group.wd_mult:
                 u = u + (given["wd"] * group.wd_mult) * p
+            if group.layer_mult != 1:
+                each = np.asarray(group.layer_mult, u.dtype)
+                u = u * each.reshape(each.shape + (1,) * (u.ndim - each.ndim))
             return u * factors[group.schedule] * -1.0
 
         new_state = optax_lib.ScaleByScheduleState(count=optax_lib.safe_increment(state.count))

@@ -1,4 +1,4 @@
-"""The exponential moving average of the parameters."""
+"""The exponential moving average of the parameters, and of the batch statistics beside them."""
 
 from collections.abc import Callable
 from typing import Any
@@ -16,7 +16,8 @@ def create(*, decay: float = 0.9999, warmup: bool = False) -> Callable[[Params, 
 
     Each average becomes d * average + (1 - d) * parameter, where `params` are those after the update and t is
     the number of updates done before it. d is `decay`, or with `warmup` min(decay, (1 + t) / (10 + t)), which
-    soon forgets the initial values. Averages keep their dtype and the structure of the tree.
+    soon forgets the initial values. Averages keep their dtype and the structure of the tree. What is no
+    float, a counter, is not averaged but follows.
     """
     if isinstance(decay, bool) or not isinstance(decay, int | float) or not 0 <= decay < 1:
         raise errors.UserError(
@@ -26,7 +27,11 @@ def create(*, decay: float = 0.9999, warmup: bool = False) -> Callable[[Params, 
     def update(ema_params: Params, params: Params, t: Any) -> Params:
         # The rate 1 - d is formed in float64 or as 9 / (10 + t): 1 - float32(0.9999) would be off by 1.7e-4.
         rate = jnp.maximum(1.0 - decay, 9.0 / (10.0 + t)) if warmup else 1.0 - decay
-        return jax.tree.map(lambda e, p: (e + rate * (p - e)).astype(e.dtype), ema_params, params)
+
+        def one(e: Any, p: Any) -> Any:
+            return (e + rate * (p - e)).astype(e.dtype) if jnp.issubdtype(e.dtype, jnp.inexact) else p
+
+        return jax.tree.map(one, ema_params, params)
 
     return update
 

@@ -12,6 +12,16 @@ With w = warmup steps, T = total steps and p = clip((t - w) / (T - w), 0, 1):
 times min(1, t / w) times min(1, (T - t) / cooldown). This is big_vision's `create_learning_rate_schedule`;
 `end` of the cosine is ours and 0 by default. `rsqrt` with timescale = warmup is the schedule of "Attention Is
 All You Need" (arXiv 1706.03762, section 5.3) divided by its peak.
+
+DeiT and CaiT train by the schedules of timm 0.3.2 (`timm/scheduler`). Their clock e counts whole epochs and
+is one epoch late (it is set to e after epoch e), so the first two epochs both see e = 0. Below the peak they
+are told by learning rates, not by shares of it. With E = epochs of the run and w = epochs of the warmup:
+
+    timm_cosine            min_lr + (peak - min_lr) (1 + cos(pi e / E)) / 2
+    timm_step              peak * rate^(e // every)
+    both, for e < w        warmup_lr + (peak - warmup_lr) e / w
+
+The clock does not start anew after the warmup. `per="step"` counts steps in place of epochs, and is on time.
 """
 
 import dataclasses
@@ -30,12 +40,14 @@ from vitjax import durations, errors
 class Schedule:
     """schedule(t) -> float32 factor: NumPy for numbers and NumPy arrays, JAX for JAX arrays.
 
-    `numbers` are its lengths and its peak: `total_steps`, `warmup`, `cooldown`, `mult`. A compiled step takes
-    them as arguments, `schedule(t, numbers)`, so that runs of other lengths share the program.
+    `numbers` are its lengths and its peak: `total_steps`, `warmup`, `cooldown`, `mult`, and those of timm's
+    schedules. A compiled step takes them as arguments, `schedule(t, numbers)`, so that runs of other lengths
+    share the program. `own_warmup`: the decay does not want to be multiplied by min(1, t / warmup).
     """
 
     numbers: Mapping[str, float]
     decay: Callable[..., Any]
+    own_warmup: bool = False
 
     def __call__(self, t: Any, numbers: Mapping[str, Any] | None = None) -> Any:
         """Returns the factor after `t` updates; other `numbers` take the place of its own."""
@@ -44,8 +56,10 @@ class Schedule:
         n = self.numbers if numbers is None else numbers
         after_warmup = xp.maximum(t - n["warmup"], 0)
         progress = xp.minimum(after_warmup / xp.maximum(n["total_steps"] - n["warmup"], 1), 1.0)
-        factor = self.decay(xp=xp, mult=n["mult"], t=t, progress=progress, after_warmup=after_warmup)
-        if self.numbers["warmup"]:
+        factor = self.decay(
+            xp=xp, mult=n["mult"], t=t, progress=progress, after_warmup=after_warmup, numbers=n
+        )
+        if self.numbers["warmup"] and not self.own_warmup:
             factor = factor * xp.minimum(1.0, t / n["warmup"])
         if self.numbers["cooldown"]:
             factor = factor * xp.clip((n["total_steps"] - t) / n["cooldown"], 0.0, 1.0)
@@ -57,6 +71,7 @@ def create(
     total_steps: int,
     batch_size: int | None = None,
     num_examples: int | None = None,
+    lr: float | None = None,
     decay_type: str = "constant",
     mult: float = 1.0,
     scale_with_batchsize: bool = False,
@@ -68,12 +83,14 @@ def create(
       total_steps: length of the run.
       batch_size: for durations given in examples or epochs, and for `scale_with_batchsize`.
       num_examples: examples of one epoch, for durations given in epochs.
+      lr: the learning rate that the factor will be multiplied by, for learning rates among the options.
       decay_type: one of the names above.
       mult: the peak; other than 1 for one group of parameters among several.
       scale_with_batchsize: multiply `mult` by batch_size / 256, the linear scaling rule of arXiv 1706.02677.
       **options: the durations `warmup_*` and `cooldown_*`, and what the decay has of its own: `end` (cosine),
         `end` and `power` (linear, polynomial), `timescale` and `shift` in steps or as durations (rsqrt),
-        `steps` and `mults` (stair).
+        `steps` and `mults` (stair), `warmup_lr` and `min_lr` (timm_cosine), `warmup_lr`, `rate` and the
+        duration `every_*` (timm_step), `per` and `lag` (both).
     """
     to_steps = lambda name, default: durations.steps(
         options,
@@ -96,13 +113,39 @@ def create(
         for name in ("timescale", "shift"):
             if (length := to_steps(name, None)) is not None and name not in own:
                 own = {k: v for k, v in own.items() if k not in durations.keys(name)} | {name: length}
+    if decay_type == "timm_step":
+        every = to_steps("every", durations.REQUIRED)
+        own = {k: v for k, v in own.items() if k not in durations.keys("every")} | {"every": every}
     _check_numbers({"mult": mult})
     decay = _decay(decay_type, own)
     if scale_with_batchsize:
         mult = mult * _known(batch_size, "batch_size") / 256
 
     numbers = {"total_steps": total_steps, "warmup": warmup, "cooldown": cooldown, "mult": mult}
-    return Schedule(numbers, decay)
+    if decay_type in _TIMM:
+        numbers |= _timm_numbers(decay_type, own, lr, batch_size, num_examples)
+    return Schedule(numbers, decay, own_warmup=decay_type in _TIMM)
+
+
+def _timm_numbers(
+    name: str, own: dict[str, Any], lr: float | None, batch_size: int | None, num_examples: int | None
+) -> dict[str, float]:
+    """What timm's schedules have to know beside the lengths in steps: the clock's unit and the low rates.
+
+    `unit` is the length of a tick in steps, an int; `every` is in steps, too; the rates are shares of `lr`.
+    """
+    given = {key: p.default for key, p in inspect.signature(_DECAYS[name]).parameters.items()} | own
+    peak = _known(lr, "lr")
+    if not peak > 0:
+        raise errors.UserError(
+            f"config.schedule: config.lr={peak!r} must be more than 0 for {name!r}, whose options are rates."
+        )
+    by_step = given["per"] == "step"
+    # Of an epoch the whole batches count: DeiT's loader drops the rest, and whole numbers leave no rounding.
+    unit = 1 if by_step else _known(num_examples, "num_examples") // _known(batch_size, "batch_size")
+    rates = {key: given[key] / peak for key in ("warmup_lr", "min_lr") if key in given}
+    lengths = {key: given[key] for key in ("every",) if key in given}
+    return {"unit": max(1, unit), **rates, **lengths}
 
 
 def _constant() -> Callable[..., Any]:
@@ -132,6 +175,47 @@ def _stair(*, steps: Sequence[int] = (), mults: Sequence[float] = ()) -> Callabl
     return lambda xp, mult, t, **_: mult * xp.asarray(levels)[xp.searchsorted(xp.asarray(bounds), t, "right")]
 
 
+def _timm_cosine(
+    *, warmup_lr: float = 1e-6, min_lr: float = 1e-5, per: str = "epoch", lag: int | None = None
+) -> Callable[..., Any]:
+    del warmup_lr, min_lr  # these are among the numbers
+
+    def shape(xp: Any, clock: Any, length: Callable[[str], Any], numbers: Mapping[str, Any]) -> Any:
+        share = xp.minimum(clock / xp.maximum(length("total_steps"), 1), 1.0)
+        low = numbers["min_lr"]
+        return low + (numbers["mult"] - low) * 0.5 * (1.0 + xp.cos(np.pi * share))
+
+    return _timm(shape, per, lag)
+
+
+def _timm_step(
+    *, every: int, rate: float = 0.5, warmup_lr: float = 1e-6, per: str = "epoch", lag: int | None = None
+) -> Callable[..., Any]:
+    del warmup_lr, every
+
+    def shape(xp: Any, clock: Any, length: Callable[[str], Any], numbers: Mapping[str, Any]) -> Any:
+        # Half an epoch is added so that rounding cannot move the beginning of a turn.
+        return numbers["mult"] * rate ** xp.floor((clock + 0.5) / xp.maximum(length("every"), 1))
+
+    return _timm(shape, per, lag)
+
+
+def _timm(shape: Callable[..., Any], per: str, lag: int | None) -> Callable[..., Any]:
+    """A schedule over timm's clock: whole epochs, `lag` late, or steps."""
+    if per not in ("epoch", "step"):
+        raise errors.UserError(f"config.schedule: per={per!r} must be 'epoch' or 'step'.")
+    late = int(per == "epoch") if lag is None else lag
+
+    def factor(xp: Any, t: Any, numbers: Mapping[str, Any], **_: Any) -> Any:
+        length = lambda name: xp.round(numbers[name] / numbers["unit"])
+        clock = xp.maximum(t // numbers["unit"] - late, 0)
+        warmup, start = length("warmup"), numbers["warmup_lr"]
+        rising = start + (numbers["mult"] - start) * clock / xp.maximum(warmup, 1)
+        return xp.where(clock < warmup, rising, shape(xp, clock, length, numbers))
+
+    return factor
+
+
 _DECAYS = {
     "constant": _constant,
     "cosine": _cosine,
@@ -139,7 +223,10 @@ _DECAYS = {
     "polynomial": _polynomial,
     "rsqrt": _rsqrt,
     "stair": _stair,
+    "timm_cosine": _timm_cosine,
+    "timm_step": _timm_step,
 }
+_TIMM = ("timm_cosine", "timm_step")
 
 
 def _decay(name: str, options: dict[str, Any]) -> Callable[..., Any]:
@@ -163,7 +250,7 @@ def _decay(name: str, options: dict[str, Any]) -> Callable[..., Any]:
             raise errors.UserError(
                 f"config.schedule: the decay {name!r} has no {key!r}; its options are {own or 'none'}.{hint}"
             )
-    _check_numbers(options)
+    _check_numbers({key: value for key, value in options.items() if key != "per"})
     return _DECAYS[name](**options)
 
 

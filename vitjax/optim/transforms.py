@@ -13,13 +13,16 @@ where 0.9 is 0.8984. So computes optax, and big_vision with it.
 """
 
 import inspect
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import optax
 
 from vitjax import errors
+from vitjax.optim.patterns import parameter_names
 
 
 def scale_by_adafactor(
@@ -67,9 +70,27 @@ def momentum_hp(
     return optax.trace(decay=momentum, nesterov=nesterov, accumulator_dtype=dtype)
 
 
-def sgd(*, momentum: float = 0.0, dtype: Any = None, nesterov: bool = False) -> optax.GradientTransformation:
-    """Stochastic gradient descent: the gradient, or its momentum with an accumulator of type `dtype`."""
-    return momentum_hp(momentum=momentum, dtype=dtype, nesterov=nesterov) if momentum else optax.identity()
+def sgd(
+    *,
+    momentum: float = 0.0,
+    dtype: Any = None,
+    nesterov: bool = False,
+    weight_decay: float = 0.0,
+    decayed: str = ".*/kernel",
+) -> optax.GradientTransformation:
+    """Stochastic gradient descent: the gradient, or its momentum with an accumulator of type `dtype`.
+
+    PyTorch's SGD has a `weight_decay` that is part of the gradient, so that momentum multiplies it by up to
+    1 / (1 - momentum). It acts on parameters whose names the regex `decayed` matches as a whole.
+    """
+    parts = [momentum_hp(momentum=momentum, dtype=dtype, nesterov=nesterov)] if momentum else []
+    if weight_decay:
+
+        def mask(params: Any) -> Any:
+            return jax.tree.map(lambda name: bool(re.fullmatch(decayed, name)), parameter_names(params))
+
+        parts.insert(0, optax.add_decayed_weights(weight_decay, mask))
+    return optax.chain(*parts) if len(parts) > 1 else (parts or [optax.identity()])[0]
 
 
 OURS: dict[str, Callable[..., optax.GradientTransformation]] = {

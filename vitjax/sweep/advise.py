@@ -462,9 +462,9 @@ def run(args: argparse.Namespace) -> int:
             f"--workdir {args.workdir}: no trial has an evaluation metric so far; there is nothing to advise."
         )
     evidence = Evidence(table, metric, args.value)
-    print(
-        f"{table.name}: {len(table.done)} of {len(table.rows)} trials done, {len(evidence.settings)} settings"
-    )
+    count = len(evidence.settings)
+    settings = f"{count} setting{'s' * (count != 1)}"
+    print(f"{table.name}: {len(table.done)} of {len(table.rows)} trials done, {settings}")
     print(headline(evidence))
     found = findings(evidence)
     for finding in found:

@@ -2,15 +2,12 @@
 
 import csv
 import dataclasses
+import functools
 import io
 import json
 import pathlib
-import statistics
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
-
-import numpy as np
 
 from vitjax import files
 from vitjax.config import bind, plain, settings
@@ -21,7 +18,17 @@ ROUNDS = 5  # each model is timed once a round, so that a slow minute of the mac
 SECONDS = 0.2  # of calls in a round, at least one call
 
 # Fields of models that change nothing in inference: trials that differ in these alone share one measurement.
-TRAINING_ONLY = ("dropout", "drop_path", "drop_path_rescale", "head_bias", "head_zeroinit", "remat")
+TRAINING_ONLY = (
+    "dropout",
+    "drop_path",
+    "drop_path_uniform",
+    "drop_path_rescale",
+    "initialisation",
+    "head_bias",
+    "head_zeroinit",
+    "average_heads",
+    "remat",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,52 +160,24 @@ def _device_kind() -> str:
 
 def _measure(forwards: Sequence[Forward], batch_size: int) -> tuple[dict[Forward, float], dict[Forward, str]]:
     """Median images a second on one device by forward pass, and what went wrong with the others."""
-    calls, failed = {}, {}
-    for forward in forwards:
-        try:
-            calls[forward] = _compiled(forward, batch_size)
-        except Exception as error:  # a model that is gone, or too large for this device: the others count on
-            failed[forward] = " ".join(str(error).split())[:300] or type(error).__name__
-    seconds: dict[Forward, list[float]] = {forward: [] for forward in calls}
-    for _ in range(ROUNDS):
-        for forward, call in calls.items():
-            seconds[forward].append(_seconds(call))
-    return {forward: batch_size / statistics.median(times) for forward, times in seconds.items()}, failed
+    from vitjax.analysis.timing import in_turns
+
+    program = functools.cache(functools.partial(_program, batch_size=batch_size))
+    starts = {forward: lambda forward=forward: program(forward).start() for forward in forwards}
+    times, failed = in_turns(starts, rounds=ROUNDS, seconds=SECONDS)
+    return {forward: found.rate(batch_size) for forward, found in times.items()}, failed
 
 
-def _compiled(forward: Forward, batch_size: int) -> Callable[[], Any]:
-    """The jitted forward pass on arbitrary weights and images, called once."""
-    import jax
-    import jax.numpy as jnp
-
-    from vitjax import compiler, models
+def _program(forward: Forward, batch_size: int) -> Any:
+    """The forward pass on arbitrary weights and images; compiled when it has its first turn."""
+    from vitjax import models
+    from vitjax.analysis.programs import abstract_variables, inference
 
     section = json.loads(forward.model)
     model = models.create(section.pop("name"), num_classes=forward.num_classes, **section)
-    shape = (batch_size, *map(int, forward.image.split("x")))
-    rng = np.random.default_rng(0)
-    image = jnp.asarray(rng.standard_normal(shape, np.float32))
-    variables = jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct(shape, jnp.float32))
-    variables = jax.tree.map(
-        lambda leaf: jnp.asarray(0.02 * rng.standard_normal(leaf.shape, np.float32), leaf.dtype), variables
-    )
-    logits = jax.jit(
-        lambda variables, image: model.apply(variables, image, train=False)[0],
-        compiler_options=compiler.options(model),
-    )
-    jax.block_until_ready(logits(variables, image))
-    return lambda: logits(variables, image)
-
-
-def _seconds(call: Callable[[], Any]) -> float:
-    """Seconds a call, over as many calls as fill SECONDS."""
-    import jax
-
-    calls, start = 0, time.perf_counter()
-    while calls == 0 or time.perf_counter() - start < SECONDS:
-        jax.block_until_ready(call())
-        calls += 1
-    return (time.perf_counter() - start) / calls
+    height, width, channels = map(int, forward.image.split("x"))
+    variables = abstract_variables(model, (height, width, channels))
+    return inference(model, variables, (batch_size, height, width, channels))
 
 
 # The file

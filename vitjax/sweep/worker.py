@@ -30,6 +30,9 @@ WATCH_SECONDS = 2.0
 # others are done by then.
 ORDER = {PENDING: 0, PREEMPTED: 0, RUNNING: 1, FAILED: 2}
 
+# Jitted functions that the trials of one worker share, see `vitjax.experiment.build`.
+Programs = dict[tuple[str, str], Callable]
+
 
 @dataclasses.dataclass
 class Worker:
@@ -128,9 +131,10 @@ def run_trials(
       retries: how often a failed trial is tried again.
       worker: id noted in trial.json.
     """
+    programs: Programs = {}
     looks = 0
     while looks < 2 and not stop(0):
-        if take_one(folder, plan, names, stop, retries, worker):
+        if take_one(folder, plan, names, stop, retries, worker, programs):
             looks = 0
         else:  # who asks for the status of a trial holds its lock for a moment: look twice
             time.sleep(0.2 * looks)
@@ -144,6 +148,7 @@ def take_one(
     stop: Callable[[int], bool],
     retries: int,
     worker: str | None,
+    programs: Programs,
 ) -> str | None:
     """Runs the first trial that is to be had; returns its name, or None if there is none."""
     states = {name: folder.state(name) for name in names}
@@ -152,7 +157,7 @@ def take_one(
         with folder.claim(name) as mine:
             # Read again under the lock: another worker may have finished it in between.
             if mine and is_open(folder.state(name), retries):
-                run_trial(folder, plan.trials[name], stop, worker)
+                run_trial(folder, plan.trials[name], stop, worker, programs)
                 return name
     return None
 
@@ -162,7 +167,13 @@ def is_open(state: State, retries: int) -> bool:
     return state.status != DONE and not (state.status == FAILED and state.failures > retries)
 
 
-def run_trial(folder: Folder, trial: Trial, stop: Callable[[int], bool], worker: str | None) -> None:
+def run_trial(
+    folder: Folder,
+    trial: Trial,
+    stop: Callable[[int], bool],
+    worker: str | None,
+    programs: Programs,
+) -> None:
     """Trains a trial whose lock is held, and notes how that went. Nothing that goes wrong in it gets out."""
     before, start = folder.state(trial.name), time.perf_counter()
     state = dataclasses.replace(
@@ -178,7 +189,7 @@ def run_trial(folder: Folder, trial: Trial, stop: Callable[[int], bool], worker:
     with output_to(folder.log(trial.name)):
         print(f"--- {trial.name}, attempt {state.attempts}, {now()}", flush=True)
         try:
-            status = DONE if train(trial, folder.trial(trial.name), stop) == 0 else PREEMPTED
+            status = DONE if train(trial, folder.trial(trial.name), stop, programs) == 0 else PREEMPTED
         except (UserError, TrainingFailed) as failure:
             status, error = FAILED, str(failure)
             print(f"error: {error}", file=sys.stderr)
@@ -199,11 +210,7 @@ def run_trial(folder: Folder, trial: Trial, stop: Callable[[int], bool], worker:
     )
 
 
-# Jitted functions that trials of one worker share.
-_PROGRAMS: dict[Any, Any] = {}
-
-
-def train(trial: Trial, workdir: pathlib.Path, stop: Any) -> int:
+def train(trial: Trial, workdir: pathlib.Path, stop: Any, programs: Programs) -> int:
     """Trains a trial in its workdir, as `vitjax.main` does; returns its exit code."""
     from vitjax.main import set_matmul_precision
     from vitjax.train import train
@@ -215,7 +222,7 @@ def train(trial: Trial, workdir: pathlib.Path, stop: Any) -> int:
             "file back, or start a sweep in another --workdir."
         )
     set_matmul_precision(config)
-    return train(config, workdir, stop, _PROGRAMS)
+    return train(config, workdir, stop, programs)
 
 
 def note_death(folder: Folder, plan: Plan, worker: str, log: pathlib.Path) -> list[str]:

@@ -1,11 +1,14 @@
 """Image classification with one loss over soft or multi-hot labels."""
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import numpy as np
 
 from vitjax import losses
 from vitjax.errors import UserError
+from vitjax.teachers import Network, Recorded, Student
 
 
 class Classify:
@@ -13,36 +16,93 @@ class Classify:
 
     Args:
       model: a module of `vitjax.models`.
-      loss: name of the loss, `sigmoid_xent` (AugReg) or `softmax_xent`.
+      student: what a teacher has to know of the run; there is none here.
+      loss: name of the loss: `sigmoid_xent` (AugReg), `softmax_xent` or `binarised_xent` (DeiT III).
       label_smoothing: weight of the uniform distribution mixed into the labels.
     """
 
-    def __init__(self, model: Any, *, loss: str = "softmax_xent", label_smoothing: float = 0.0):
+    teacher: Network | Recorded | None = None
+
+    def __init__(
+        self,
+        model: Any,
+        student: Student | None = None,
+        *,
+        loss: str = "softmax_xent",
+        label_smoothing: float = 0.0,
+    ):
         self.model = model
         self.loss_name = loss
         self.label_smoothing = label_smoothing
+        self.notes: list[str] = []
         self._xent = losses.get(loss)
+        if self.teacher is None and has_own_target(model):
+            raise UserError(
+                f"config.model is distilled ({type(model).__name__}), but there is no teacher: the "
+                "distillation head would learn nothing, and half of every answer is its. Name a teacher, "
+                "config.task = dict(name='distill', teacher=dict(...)), or train the mean of both heads on "
+                "the labels with config.model.average_heads=True."
+            )
+
+    @property
+    def by_position(self) -> Mapping[str, Callable[[np.ndarray], np.ndarray]]:
+        """Entries of a batch that are read from disk, as functions of stream positions."""
+        return self.teacher.by_position if self.teacher else {}
+
+    @property
+    def abstract_frozen(self) -> Any:
+        """Variables that the loss needs and the run does not train, by shape; None without any."""
+        return self.teacher.abstract if self.teacher else None
+
+    @property
+    def frozen(self) -> Any:
+        """These variables, read from disk as often as asked for; `notes` then says what was read."""
+        if self.teacher is None:
+            return None
+        variables, self.notes = self.teacher.load()
+        return variables
 
     def init(self, rng: jax.Array, batch: dict) -> tuple[Any, Any]:
         """Returns `(params, model_state)` for images of the batch's shape."""
         variables = dict(self.model.init(rng, _entry(batch, "image")))
         return variables.pop("params"), variables
 
-    def loss(self, params: Any, model_state: Any, batch: dict, rng: jax.Array, train: bool = True):
+    def loss(
+        self,
+        params: Any,
+        model_state: Any,
+        batch: dict,
+        rng: jax.Array,
+        train: bool = True,
+        frozen: Any = None,
+    ):
         """Returns `(loss, (metrics, model_state))`: the mean loss of the batch, float32 scalar."""
-        (logits, _), updated = self.model.apply(
+        logits, _, model_state = self.forward(params, model_state, batch, rng, train)
+        return self.loss_on_labels(logits, batch), ({}, model_state)
+
+    def forward(self, params: Any, model_state: Any, batch: dict, rng: jax.Array, train: bool):
+        """Returns `(logits [B, K], out, model_state)`."""
+        (logits, out), updated = self.model.apply(
             {"params": params, **model_state},
             _entry(batch, "image"),
             train=train,
             rngs={"dropout": rng},
             mutable=list(model_state),
         )
-        loss = self._xent(logits, _entry(batch, "labels"), label_smoothing=self.label_smoothing)
-        return loss, ({}, {**model_state, **updated})
+        return logits, out, {**model_state, **updated}
+
+    def loss_on_labels(self, logits: jax.Array, batch: dict) -> jax.Array:
+        """The mean loss of a batch, float32 scalar."""
+        return self._xent(logits, _entry(batch, "labels"), label_smoothing=self.label_smoothing)
 
     def predict(self, params: Any, model_state: Any, batch: dict) -> tuple[jax.Array, dict]:
         """Returns `(logits [B, K], out)` in inference mode."""
         return self.model.apply({"params": params, **model_state}, _entry(batch, "image"), train=False)
+
+
+def has_own_target(model: Any) -> bool:
+    """Whether a model has a distillation head that is to be trained on a target of its own."""
+    return getattr(model, "distilled", False) and not getattr(model, "average_heads", False)
 
 
 def _entry(batch: dict, key: str) -> jax.Array:

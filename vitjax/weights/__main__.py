@@ -96,8 +96,9 @@ def convert(args: argparse.Namespace) -> int:
         raise UserError(f"--classes {args.classes} must be 0 or more.")
     provided = _provided(args.source, args.model)
     params = abstract(args.model, provided, args.classes, args.res)
-    headless = args.classes == 0 and "head/kernel" in provided
-    loaded = load(args.source, params, dont_load=("head/.*",) if headless else ())
+    heads = [name for name in ("head", "head_dist") if f"{name}/kernel" in provided]
+    dropped = [f"{name}/.*" for name in heads] if args.classes == 0 else []
+    loaded = load(args.source, params, dont_load=dropped)
     save(args.out, loaded.params, names=args.names)
     print(f"{loaded.report}\nwrote {args.out}, names of {args.names}")
     return 0

@@ -14,9 +14,11 @@ from vitjax.weights import (
     efficientnet_pytorch_names,
     flax_names,
     huggingface_names,
+    timm_cait_names,
     timm_cnn_names,
     timm_names,
 )
+from vitjax.weights.archive import CHECKPOINT
 from vitjax.weights.stored import Archive, Stored, printable
 from vitjax.weights.tables import Move, moves
 
@@ -33,17 +35,24 @@ class Family:
     translate: Translate
     posemb: str  # a method of `position.resize`
     detail: Callable[[Collection[str]], str] = lambda names: ""
+    wrapper: str = ""  # what its files keep all names under; empty for none, or whatever there is
 
 
 def _by(table: timm_names.Table) -> Translate:
     return lambda names, num_heads: moves(table, names, num_heads)
 
 
+def _embeds_patches(names: Collection[str]) -> bool:
+    return any(name.startswith("patch_embed.") for name in names)
+
+
 def _timm_cnn(network: str, first: str, table: timm_names.Table) -> Family:
     """timm's state dicts of one kind of network, told by the name of an array in its first unit."""
     recognises = lambda names: any(re.fullmatch(first, name) for name in names)
-    return Family("timm", recognises, _by(table), "bicubic_aa", lambda names: network)
+    return Family("timm", recognises, _by(table), "bicubic_aa", detail=lambda names: network)
 
+
+_OFFICIAL = "facebookresearch/deit"
 
 FAMILIES = (
     Family(
@@ -54,6 +63,10 @@ FAMILIES = (
         flax_names.label,
     ),
     Family("Hugging Face", huggingface_names.is_huggingface, _by(huggingface_names.VIT), "bicubic"),
+    # Official files have timm's names below `model`, and that code base has its own way to resize positions.
+    Family(_OFFICIAL, timm_cait_names.is_cait, _by(timm_cait_names.CAIT), "bicubic", wrapper="model/"),
+    Family(_OFFICIAL, _embeds_patches, _by(timm_cait_names.OFFICIAL_DEIT), "bicubic", wrapper="model/"),
+    Family("timm", timm_cait_names.is_cait, _by(timm_cait_names.CAIT), "bicubic_aa"),
     Family(
         "efficientnet-pytorch",
         efficientnet_pytorch_names.is_efficientnet_pytorch,
@@ -104,9 +117,10 @@ def recognise(archive: Archive, subtree: str) -> Weights:
     Raises:
       UserError: no such subtree, or names of no known family.
     """
-    entries, notes = archive.entries, []
+    entries, notes, around = archive.entries, [], ""
     for wrapper in _WRAPPERS:
         if inside := _below(entries, wrapper):
+            around = wrapper
             if others := len(entries) - len(inside):
                 notes.append(f"left out: {others} entries beside {wrapper!r}, which are no parameters")
             entries = inside
@@ -125,7 +139,9 @@ def recognise(archive: Archive, subtree: str) -> Weights:
         notes.append(f"left out: {len(counters)} counters ({printable(counters[0])})")
         entries = {name: stored for name, stored in entries.items() if name not in counters}
     for family in FAMILIES:
-        if family.recognises(entries):
+        # The names of a run of one's own are those of its model, whatever that is.
+        own = archive.kind == CHECKPOINT and family is FAMILIES[0]
+        if own or (family.wrapper in ("", around) and family.recognises(entries)):
             return Weights(family, entries, tuple(notes))
     inside = [
         top for top in _tops(entries) if any(f.recognises(_below(entries, f"{top}/")) for f in FAMILIES)
@@ -136,7 +152,7 @@ def recognise(archive: Archive, subtree: str) -> Weights:
         )
     raise UserError(
         f"The names in {archive.path!r} are of no family known here"
-        f" ({', '.join(f.name for f in FAMILIES)}): {_some(list(entries))}."
+        f" ({', '.join(dict.fromkeys(f.name for f in FAMILIES))}): {_some(list(entries))}."
     )
 
 

@@ -4,7 +4,7 @@ import dataclasses
 import math
 import pathlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -74,6 +74,27 @@ def load(
         return _load(archive, weights, shapes, patterns, grid, method)
 
 
+def shapes(source: str | pathlib.Path, abstract_params: Mapping[str, Any]) -> dict[str, merge.Shape]:
+    """The shapes that parameters have in a file, by our names; a file of weights is not read for it.
+
+    What the file says of parameters that the model lacks is here too. Blocks stand as the file has them, in a
+    loop or stacked. Arguments and errors are those of `load`.
+    """
+    ours = {name: tuple(leaf.shape) for name, leaf in flatten(abstract_params).items()}
+    path, behind = locate(str(source))
+    key, subtree = key_and_subtree(path, behind)
+    with open_archive(path, key) as archive:
+        weights = families.recognise(archive, subtree)
+        moves, _ = weights.family.translate(weights.entries, heads_in(ours))
+        return {
+            target: shape
+            for move in moves
+            for target, shape in zip(
+                move.targets, merge.shapes_of(move, weights.entries[move.entry].shape), strict=False
+            )
+        }
+
+
 def locate(source: str) -> tuple[pathlib.Path, str]:
     """Splits `file:sub/tree` and finds the file. UserError if there is none."""
     head, colon, behind = source.rpartition(":")
@@ -113,7 +134,8 @@ def _load(
     _check_compressed(archive, found, entries, shapes)
     params, bad = merge.read(found, entries, wanted, shapes)
     notes = list(weights.notes)
-    notes += _fit_positions(archive, params, shapes, grid, method)
+    in_file = {target for move in moves for target in move.targets}
+    notes += _fit_positions(archive, params, shapes, in_file, grid, method)
     if bad:
         more = f" and {len(bad) - 20} more" if len(bad) > 20 else ""
         raise UserError(
@@ -148,6 +170,7 @@ def _fit_positions(
     archive: Archive,
     params: dict[str, np.ndarray],
     shapes: Mapping[str, merge.Shape],
+    in_file: Collection[str],
     grid: tuple[int, int] | None,
     method: str,
 ) -> list[str]:
@@ -157,15 +180,17 @@ def _fit_positions(
     fitted = class_position.fit(
         params["pos_embedding"],
         shapes["pos_embedding"][1],
-        has_class="cls" in shapes,
+        in_model=shapes,
+        in_file=in_file,
         grid=grid,
         square=archive.kind != CHECKPOINT,
         method=method,
         path=archive.path,
     )
     params["pos_embedding"] = fitted.posemb
-    if fitted.to_class is not None and "cls" in params and fitted.to_class.any():
-        params["cls"] = params["cls"] + fitted.to_class
+    for token, position in fitted.to_tokens.items():
+        if token in params and position.any():
+            params[token] = params[token] + position
     return fitted.notes
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from vitjax import files
 from vitjax.errors import UserError, nearest
-from vitjax.weights import flax_names, timm_cnn_names, timm_names
+from vitjax.weights import flax_names, timm_cait_names, timm_cnn_names, timm_names
 from vitjax.weights.stored import is_float
 from vitjax.weights.tree import flatten, is_stacked, nest, of_block
 
@@ -76,6 +76,8 @@ def _named(params: Mapping[str, Any], names: str) -> dict[str, np.ndarray]:
 
 def _table(params: Collection[str]) -> timm_names.Table:
     """The names that timm has for this kind of network; a hybrid may have but the root of its ResNet."""
+    if timm_cait_names.is_ours(params):
+        return timm_cait_names.CAIT
     if table := timm_cnn_names.table_of(params):
         return table
     if any(name.startswith("block1/") for name in params):

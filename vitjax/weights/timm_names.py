@@ -60,15 +60,17 @@ OUT_OF_HEADS = Layout(  # [D, H*Dh] and [H, Dh, D]
 Table = dict[str, tuple[Layout, str | tuple[str, ...]]]
 
 
-def _linear(theirs: str, ours: str) -> Table:
+def linear(theirs: str, ours: str) -> Table:
+    """A Linear of theirs and a Dense of ours."""
     return {f"{theirs}.weight": (DENSE, f"{ours}/kernel"), f"{theirs}.bias": (SAME, f"{ours}/bias")}
 
 
-def _norm(theirs: str, ours: str) -> Table:
+def norm(theirs: str, ours: str) -> Table:
+    """A norm's scale and bias."""
     return {f"{theirs}.weight": (SAME, f"{ours}/scale"), f"{theirs}.bias": (SAME, f"{ours}/bias")}
 
 
-def _projections(theirs: str, ours: str, parts: Sequence[str]) -> Table:
+def projections(theirs: str, ours: str, parts: Sequence[str]) -> Table:
     """One Linear of theirs that stacks the projections `parts` of our attention `ours`."""
     return {
         f"{theirs}.weight": (_into_heads(len(parts)), tuple(f"{ours}/{part}/kernel" for part in parts)),
@@ -76,7 +78,8 @@ def _projections(theirs: str, ours: str, parts: Sequence[str]) -> Table:
     }
 
 
-def _out(theirs: str, ours: str) -> Table:
+def out(theirs: str, ours: str) -> Table:
+    """The Linear after the heads of our attention `ours`."""
     return {
         f"{theirs}.weight": (OUT_OF_HEADS, f"{ours}/out/kernel"),
         f"{theirs}.bias": (SAME, f"{ours}/out/bias"),
@@ -88,35 +91,37 @@ _MHA = "MultiHeadDotProductAttention_0"
 
 VIT: Table = {
     "cls_token": (SAME, "cls"),
+    "dist_token": (SAME, "dist"),
     "pos_embed": (SAME, "pos_embedding"),
     "patch_embed.proj.weight": (CONV, "embedding/kernel"),
     "patch_embed.proj.bias": (SAME, "embedding/bias"),
-    **_norm("blocks.{i}.norm1", f"{_BLOCK}/LayerNorm_0"),
-    **_projections("blocks.{i}.attn.qkv", f"{_BLOCK}/{_MHA}", ("query", "key", "value")),
-    **_out("blocks.{i}.attn.proj", f"{_BLOCK}/{_MHA}"),
+    **norm("blocks.{i}.norm1", f"{_BLOCK}/LayerNorm_0"),
+    **projections("blocks.{i}.attn.qkv", f"{_BLOCK}/{_MHA}", ("query", "key", "value")),
+    **out("blocks.{i}.attn.proj", f"{_BLOCK}/{_MHA}"),
     "blocks.{i}.ls1.gamma": (SAME, f"{_BLOCK}/LayerScale_0/gamma"),
-    **_norm("blocks.{i}.norm2", f"{_BLOCK}/LayerNorm_1"),
-    **_linear("blocks.{i}.mlp.fc1", f"{_BLOCK}/MlpBlock_0/Dense_0"),
-    **_linear("blocks.{i}.mlp.fc2", f"{_BLOCK}/MlpBlock_0/Dense_1"),
+    **norm("blocks.{i}.norm2", f"{_BLOCK}/LayerNorm_1"),
+    **linear("blocks.{i}.mlp.fc1", f"{_BLOCK}/MlpBlock_0/Dense_0"),
+    **linear("blocks.{i}.mlp.fc2", f"{_BLOCK}/MlpBlock_0/Dense_1"),
     "blocks.{i}.ls2.gamma": (SAME, f"{_BLOCK}/LayerScale_1/gamma"),
-    **_norm("norm", "Transformer/encoder_norm"),
+    **norm("norm", "Transformer/encoder_norm"),
     "attn_pool.latent": (SAME, "MAPHead_0/probe"),
-    **_projections("attn_pool.q", f"MAPHead_0/{_MHA}", ("query",)),
-    **_projections("attn_pool.kv", f"MAPHead_0/{_MHA}", ("key", "value")),
-    **_out("attn_pool.proj", f"MAPHead_0/{_MHA}"),
-    **_norm("attn_pool.norm", "MAPHead_0/LayerNorm_0"),
-    **_linear("attn_pool.mlp.fc1", "MAPHead_0/MlpBlock_0/Dense_0"),
-    **_linear("attn_pool.mlp.fc2", "MAPHead_0/MlpBlock_0/Dense_1"),
-    **_norm("fc_norm", "fc_norm"),
-    **_linear("pre_logits.fc", "pre_logits"),
-    **_linear("head", "head"),
+    **projections("attn_pool.q", f"MAPHead_0/{_MHA}", ("query",)),
+    **projections("attn_pool.kv", f"MAPHead_0/{_MHA}", ("key", "value")),
+    **out("attn_pool.proj", f"MAPHead_0/{_MHA}"),
+    **norm("attn_pool.norm", "MAPHead_0/LayerNorm_0"),
+    **linear("attn_pool.mlp.fc1", "MAPHead_0/MlpBlock_0/Dense_0"),
+    **linear("attn_pool.mlp.fc2", "MAPHead_0/MlpBlock_0/Dense_1"),
+    **norm("fc_norm", "fc_norm"),
+    **linear("pre_logits.fc", "pre_logits"),
+    **linear("head", "head"),
+    **linear("head_dist", "head_dist"),
 }
 
 
 def _conv_norm(theirs_conv: str, theirs_norm: str, ours: str) -> Table:
     """A weight-standardised convolution and its norm; {} in `ours` stands for `conv` or `gn`."""
     conv = {f"{theirs_conv}.weight": (CONV, f"{ours.replace('{}', 'conv')}/kernel")}
-    return {**conv, **_norm(theirs_norm, ours.replace("{}", "gn"))}
+    return {**conv, **norm(theirs_norm, ours.replace("{}", "gn"))}
 
 
 _BACKBONE = "patch_embed.backbone"

@@ -1,0 +1,71 @@
+"""How the parameters of a Vision Transformer begin, one code base's choices together."""
+
+import dataclasses
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+Initializer = nn.initializers.Initializer
+
+
+def torch_default(fan_in: int) -> tuple[Initializer, Initializer]:
+    """Kernel and bias as PyTorch draws those of a Linear or convolution: both uniform in ±1/sqrt(fan_in)."""
+    limit = fan_in**-0.5
+
+    def uniform(key, shape, dtype=jnp.float32):
+        return jax.random.uniform(key, shape, dtype, -limit, limit)
+
+    return uniform, uniform
+
+
+def lecun_normal(fan_in: int) -> tuple[Initializer, Initializer]:
+    """Kernel and bias as Flax draws those of a Dense or convolution: lecun-normal and zero."""
+    del fan_in  # the initialiser reads it off the shape
+    return nn.initializers.lecun_normal(), nn.initializers.zeros
+
+
+@dataclasses.dataclass(frozen=True)
+class Initialisation:
+    """Initialisers; norms begin at (1, 0), and biases that are not named here at 0.
+
+    Attributes:
+      kernel: of the linear layers in attention and MLP, seen as `[D, E]` matrices.
+      mlp_bias: of both layers of the MLP.
+      patch: from the fan-in of the patch embedding to the initialisers of its kernel and bias.
+      token: of the tokens that are put before the patches.
+      position_std: deviation of a learned position embedding; None: that of its layout.
+      head: of the head's kernel where it does not begin at zero.
+    """
+
+    kernel: Initializer
+    mlp_bias: Initializer
+    patch: Callable[[int], tuple[Initializer, Initializer]]
+    token: Initializer
+    position_std: float | None
+    head: Initializer
+
+
+AUGREG = Initialisation(  # google-research/vision_transformer and big_vision
+    kernel=nn.initializers.xavier_uniform(),
+    mlp_bias=nn.initializers.normal(1e-6),
+    patch=lecun_normal,
+    token=nn.initializers.zeros,
+    position_std=None,
+    head=nn.initializers.lecun_normal(),
+)
+
+# facebookresearch/deit: normal with deviation 0.02 throughout. Theirs is truncated, but at ±2, which is 100
+# deviations and never met. Only the patch embedding is left as PyTorch makes it.
+_NORMAL = nn.initializers.normal(0.02)
+DEIT = Initialisation(
+    kernel=_NORMAL,
+    mlp_bias=nn.initializers.zeros,
+    patch=torch_default,
+    token=_NORMAL,
+    position_std=0.02,
+    head=_NORMAL,
+)
+
+INITIALISATIONS = {"augreg": AUGREG, "deit": DEIT}
