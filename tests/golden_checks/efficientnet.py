@@ -4,7 +4,7 @@ import re
 
 from golden_checks import checks, convnet
 from vitjax import models
-from vitjax.weights.timm_efficientnet_names import EFFICIENTNET
+from vitjax.weights.timm_cnn_names import EFFICIENTNET
 
 
 @checks(lambda config: config.get("family") in ("efficientnet", "tf_efficientnet"))

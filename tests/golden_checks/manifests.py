@@ -39,14 +39,14 @@ def ours(name):
 
 
 def convnet(name):
-    """The name of our ResNet, RegNet or BiT for one of timm's; None if it is none of these."""
+    """The name of our ResNet, RegNet, BiT or EfficientNet for one of timm's; None if it is none of these."""
     if match := re.fullmatch(r"resnetv2_(\d+x\d+)_bit", name):
         return f"bit_r{match[1]}"
     if match := re.fullmatch(r"regnety_(\d+)", name):
         hundreds = int(match[1])  # of MFLOPs
         whole, tenth = divmod(hundreds, 10)
         return f"regnety_{whole}{f'_{tenth}' if tenth else ''}gf" if whole else f"regnety_{tenth}00mf"
-    return name if re.fullmatch(r"resnet\d+", name) else None
+    return name if re.fullmatch(r"resnet\d+|(tf_)?efficientnet_b\d", name) else None
 
 
 def check_convnet(name, manifest):

@@ -20,6 +20,7 @@ TINY = {
     "resnet50": {"units": (1, 2), "widths": (4, 8), "stem": "small"},
     "regnety_400mf": {"depth": 5, "w0": 16, "wa": 8.2, "wm": 1.5, "root_width": 12},
     "bit_r50x1": {"units": (1, 2), "widths": (32, 32), "root_width": 32},
+    "efficientnet_b0": {"width_mult": 0.16, "depth_mult": 0.4},
 }
 
 

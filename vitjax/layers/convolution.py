@@ -1,6 +1,6 @@
 """Convolutions of image maps: dense, by groups, one filter a channel."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import flax.linen as nn
 import jax
@@ -11,7 +11,7 @@ from jax.typing import DTypeLike
 
 from vitjax.errors import UserError
 from vitjax.layers.dense import affine
-from vitjax.layers.depthwise import depthwise_convolve
+from vitjax.layers.depthwise import Pads, depthwise_convolve
 from vitjax.layers.patches import refuse_other_channels
 
 PADDING = ("symmetric", "same")
@@ -77,19 +77,16 @@ def convolve(x, kernel, *, stride: int = 1, padding: str = "symmetric", groups: 
     size = kernel.shape[0]
     if size == 1 and groups == 1:
         return affine(x[:, ::stride, ::stride], kernel[0, 0])
-    pad = "SAME" if padding == "same" else ((size // 2, size // 2),) * 2
+    pads = zeros_around(x.shape[1:3], size, stride, padding)
     if groups == x.shape[-1] == kernel.shape[-1] > 1:
-        pads = (
-            lax.padtype_to_pads(x.shape[1:3], (size, size), (stride, stride), pad) if pad == "SAME" else pad
-        )
-        return depthwise_convolve(x, kernel, stride, tuple(map(tuple, pads)))
+        return depthwise_convolve(x, kernel, stride, pads)
 
     def dense_or_grouped(x, kernel, groups=1):
         return lax.conv_general_dilated(
             x,
             kernel,
             (stride,) * 2,
-            pad,
+            pads,
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
             feature_group_count=groups,
         )
@@ -98,3 +95,12 @@ def convolve(x, kernel, *, stride: int = 1, padding: str = "symmetric", groups: 
         parts = zip(jnp.split(x, groups, -1), jnp.split(kernel, groups, -1), strict=True)
         return jnp.concatenate([dense_or_grouped(*part) for part in parts], -1)
     return dense_or_grouped(x, kernel, groups)
+
+
+def zeros_around(shape: Sequence[int], size: int, stride: int, padding: str) -> Pads:
+    """Zeros before and after the height and the width `shape`, as `padding` of `Conv` says."""
+    if padding == "symmetric":
+        around = size // 2, size // 2
+        return around, around
+    up, across = lax.padtype_to_pads(shape, (size, size), (stride, stride), "SAME")
+    return (up[0], up[1]), (across[0], across[1])

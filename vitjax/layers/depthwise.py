@@ -1,6 +1,7 @@
 """Depthwise convolution: every channel by a filter of its own."""
 
 import functools
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -9,14 +10,18 @@ from jax import lax
 Pads = tuple[tuple[int, int], tuple[int, int]]  # of height and width: zeros before and after
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def depthwise_convolve(x, kernel, stride: int, pads: Pads):
+def depthwise_convolve(x, kernel, stride: int, pads: Pads) -> jax.Array:
     """Convolves `[B, H, W, C]` with `[k, k, 1, C]`: `[B, h, w, C]` in the dtype of `x`.
 
-    On a CPU it is a sum of k * k shifted and scaled copies, in float32, which XLA makes one loop over memory. Its
-    own convolution by groups is not vectorised there: measured over EfficientNet-B0's shapes (jax 0.10, float32,
-    2 cores) it takes 4 to 50 times as long, and its gradients up to 350 times. Elsewhere it is that convolution.
+    On a CPU it is a sum of k * k shifted and scaled copies, in float32, which XLA makes one loop over memory.
+    XLA's own convolution by groups is not vectorised there: over EfficientNet-B0's shapes it takes 4 to 40
+    times as long forward, and up to 200 times in a gradient (jax 0.10, 2 cores). Elsewhere it is that.
     """
+    return cast(jax.Array, _depthwise(x, kernel, stride, pads))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _depthwise(x, kernel, stride, pads):
     by_xla = functools.partial(_grouped, stride=stride, pads=pads)
     by_taps = functools.partial(_sum_of_taps, stride=stride, pads=pads)
     # Decided when the program is compiled, so that what is traced, and counted, is the same everywhere.
@@ -24,7 +29,7 @@ def depthwise_convolve(x, kernel, stride: int, pads: Pads):
 
 
 def _forward(x, kernel, stride, pads):
-    return depthwise_convolve(x, kernel, stride, pads), (x, kernel)
+    return _depthwise(x, kernel, stride, pads), (x, kernel)
 
 
 def _backward(stride, pads, saved, grad):
@@ -38,7 +43,7 @@ def _backward(stride, pads, saved, grad):
     return lax.platform_dependent(*saved, grad, cpu=by_taps, default=by_xla)
 
 
-depthwise_convolve.defvjp(_forward, _backward)
+_depthwise.defvjp(_forward, _backward)
 
 
 def _grouped(x, kernel, stride, pads):
@@ -63,7 +68,7 @@ def _sum_of_taps(x, kernel, stride, pads):
 
 
 def _input_gradient(grad, kernel, shape, stride, pads):
-    """The same sum over the gradient, zeros between its places where there was a stride, kernel turned over."""
+    """The same sum over the gradient, spread by zeros if there was a stride, the kernel turned over."""
     size = len(kernel)
     spread = [(0, 0, 0)]
     for n, (before, _), places in zip(shape[1:3], pads, grad.shape[1:3], strict=True):

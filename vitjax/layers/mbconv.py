@@ -1,7 +1,7 @@
 """The blocks of MobileNet and EfficientNet: one filter a channel, then a mixture of the channels.
 
-Sources: "MobileNetV2: Inverted Residuals and Linear Bottlenecks" (arXiv 1801.04381), "EfficientNet: Rethinking
-Model Scaling for Convolutional Neural Networks" (arXiv 1905.11946); names of parameters as in timm.
+Sources: "MobileNetV2: Inverted Residuals and Linear Bottlenecks" (arXiv 1801.04381), "EfficientNet:
+Rethinking Model Scaling for Convolutional Neural Networks" (arXiv 1905.11946); names as in timm.
 """
 
 from collections.abc import Callable
@@ -26,8 +26,8 @@ class MBConv(nn.Module):
     Expansion 1 is timm's depthwise-separable block, which has no first convolution; then the convolutions
     are `conv_dw`, `conv_pw` and the norms `bn1`, `bn2`, otherwise `conv_pw`, `conv_dw`, `conv_pwl` and `bn1`,
     `bn2`, `bn3`. There is no activation after the last one. The input is added where the shape is the same,
-    and only there does `drop_path` do anything. Norms, activations and the sum are float32; `dtype` is that of
-    the products.
+    and only there does `drop_path` do anything. Norms, activations and the sum are float32; `dtype` is that
+    of the products.
     """
 
     features: int

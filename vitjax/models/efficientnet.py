@@ -17,7 +17,7 @@ from vitjax.layers.mbconv import NUMERICS, MBConv
 from vitjax.layers.residual_stages import Stage
 from vitjax.models.convnet import check_fields, classify, refuse_integers, uniform_by
 
-# Table 1 of the paper, the stages between stem and head: kernel, stride, expansion, channels, blocks.
+# Table 1 of the paper without first and last convolution: kernel, stride, expansion, channels, blocks.
 STAGES = (
     (3, 1, 1, 16, 1),
     (3, 2, 6, 24, 2),
@@ -49,7 +49,7 @@ SIZES = {
 
 
 class EfficientNet(nn.Module):
-    """A stem, seven stages of `layers.mbconv.MBConv`, a head of 1x1, global mean and a classifier.
+    """A 3x3 convolution, seven stages of `layers.mbconv.MBConv`, a 1x1 convolution, mean and classifier.
 
     `model.apply(variables, image, train=False) -> (logits, out)` for float images `[B, H, W, C]` of any size.
     `variables` are `params` and `batch_stats`; with `train=True` pass `mutable=["batch_stats"]`, and the
@@ -60,13 +60,13 @@ class EfficientNet(nn.Module):
       num_classes: size of the classifier; None or 0 for none (`logits` are then `pre_logits`).
       width_mult: factor of all channels, which are then rounded to multiples of 8 (`scaled_channels`).
       depth_mult: factor of the number of blocks of each stage, rounded up.
-      lite: the Lite form for small devices: no gates, ReLU6 in place of SiLU, and stem, head, and the number
-        of blocks of the first and the last stage not scaled.
-      numerics: `timm`: padding on both sides alike, batch norms with epsilon 1e-5; `tf`: TensorFlow's padding,
-        SAME, and 1e-3, as the original weights were trained with. Names `tf_efficientnet_...` stand for these.
+      lite: the Lite form for small devices: no gates, ReLU6 in place of SiLU; and not scaled are the first
+        and the last convolution and the number of blocks of the first and the last stage.
+      numerics: `timm`: padding on both sides alike, batch norms with epsilon 1e-5; `tf`: TensorFlow's
+        padding, SAME, and 1e-3, as the original weights were trained with; the names `tf_efficientnet_...`.
       dropout: rate before the classifier.
-      drop_path: rate of stochastic depth: block i of n, counted from 0, is dropped with rate * i / n. 0.2 in the
-        paper.
+      drop_path: rate of stochastic depth: block i of n, counted from 0, is dropped with rate * i / n; 0.2 in
+        the paper.
       remat: recompute blocks in the backward pass, keeping what this policy of jax names
         (`layers.encoder.REMAT_POLICIES`).
       dtype: of convolutions. Parameters, norms, activations, sums and logits are float32 always.
@@ -123,7 +123,7 @@ class EfficientNet(nn.Module):
         return logits, {**maps, "encoded": x, **ends}
 
     def run_stages(self, x, train):
-        """Runs all blocks; returns what leaves the last, and by name what enters the first and leaves a stage."""
+        """Runs all blocks; returns what leaves the last, and the maps `root`, `block1`, ... by name."""
         maps, before, total = {"root": x}, 0, sum(blocks for *_, blocks in self.stages)
         for i, (kernel_size, stride, expansion, channels, blocks) in enumerate(self.stages):
             fields = {
@@ -142,7 +142,7 @@ class EfficientNet(nn.Module):
         return x, maps
 
     def convolve(self, suffix, channels, x, train, kernel_size=1, stride=1):
-        """Convolution, norm and activation, before and after the stages; Lite does not scale their channels."""
+        """Convolution, norm and activation, before and after the stages; not scaled in Lite."""
         padding, epsilon = NUMERICS[self.numerics]
         channels = channels if self.lite else scaled_channels(channels, self.width_mult)
         conv = Conv(channels, kernel_size, stride, padding=padding, dtype=self.dtype, name=f"conv{suffix}")

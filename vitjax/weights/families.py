@@ -16,7 +16,6 @@ from vitjax.weights import (
     huggingface_names,
     timm_cait_names,
     timm_cnn_names,
-    timm_efficientnet_names,
     timm_names,
 )
 from vitjax.weights.archive import CHECKPOINT
@@ -74,7 +73,8 @@ FAMILIES = (
         efficientnet_pytorch_names.translate,
         "bicubic",
     ),
-    _timm_cnn("EfficientNet", r"blocks\.0\.0\.conv_dw\.weight", timm_efficientnet_names.EFFICIENTNET),
+    # Before the Vision Transformers, whose blocks are called `blocks` as well.
+    _timm_cnn("EfficientNet", r"blocks\.0\.0\.conv_dw\.weight", timm_cnn_names.EFFICIENTNET),
     Family(
         "timm",
         lambda names: any(re.match(r"patch_embed\.|blocks\.\d+\.", name) for name in names),

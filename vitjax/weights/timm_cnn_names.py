@@ -1,4 +1,4 @@
-"""timm's ResNets, RegNets and BiT ResNets: their state dicts, into our parameters and batch statistics.
+"""timm's ResNets, RegNets, BiT ResNets and EfficientNets, into our parameters and batch statistics.
 
 torchvision's ResNets have the same names.
 """
@@ -87,11 +87,31 @@ BIT: Table = {
     **_biased(CONV_HEAD, "head.fc", "head"),
 }
 
+_MB_BLOCK, _MB_UNIT = "blocks.{i}.{j}", "block{i+1}/unit{j+1}"
+
+EFFICIENTNET: Table = {
+    **_conv("conv_stem", "conv_root"),
+    **_batch_norm("bn1", "bn_root"),
+    **_conv(f"{_MB_BLOCK}.conv_pw", f"{_MB_UNIT}/conv_pw"),
+    **_batch_norm(f"{_MB_BLOCK}.bn1", f"{_MB_UNIT}/bn1"),
+    **_conv(f"{_MB_BLOCK}.conv_dw", f"{_MB_UNIT}/conv_dw"),
+    **_batch_norm(f"{_MB_BLOCK}.bn2", f"{_MB_UNIT}/bn2"),
+    **_biased(CONV, f"{_MB_BLOCK}.se.conv_reduce", f"{_MB_UNIT}/se/reduce"),
+    **_biased(CONV, f"{_MB_BLOCK}.se.conv_expand", f"{_MB_UNIT}/se/expand"),
+    **_conv(f"{_MB_BLOCK}.conv_pwl", f"{_MB_UNIT}/conv_pwl"),
+    **_batch_norm(f"{_MB_BLOCK}.bn3", f"{_MB_UNIT}/bn3"),
+    **_conv("conv_head", "conv_top"),
+    **_batch_norm("bn2", "bn_top"),
+    **_biased(DENSE, "classifier", "head"),
+}
+
 
 def table_of(names: Collection[str]) -> Table | None:
     """The table by which timm names parameters of these names of ours; None: of none of these networks."""
     if "gn_final/scale" in names:
         return BIT
+    if "bn_top/scale" in names:
+        return EFFICIENTNET
     if "bn_root/scale" not in names:
         return None
     return REGNET if any("/se/" in name for name in names) else RESNET
