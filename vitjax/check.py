@@ -58,9 +58,9 @@ def saved_activations(run: experiment_lib.Experiment, state: TrainState) -> list
     An upper bound: the compiler may recompute or fuse some of them away.
     """
 
-    def residuals(params, batch, rng):
+    def residuals(params, model_state, batch, rng):
         batch = run.preprocess.device(batch, rng)
-        loss = lambda params: run.task.loss(params, state.model_state, batch, rng)[0]
+        loss = lambda params: run.task.loss(params, model_state, batch, rng)[0]
         return jax.vjp(loss, params)[1]
 
     spec = run.batch_spec
@@ -69,7 +69,9 @@ def saved_activations(run: experiment_lib.Experiment, state: TrainState) -> list
         key: jax.ShapeDtypeStruct((leaf.shape[0] // accumulation, *leaf.shape[1:]), leaf.dtype)
         for key, leaf in spec.items()
     }
-    kept = jax.tree.leaves(jax.eval_shape(residuals, state.params, rows, jax.random.key(0)))
+    kept = jax.tree.leaves(
+        jax.eval_shape(residuals, state.params, state.model_state, rows, jax.random.key(0))
+    )
     own = [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(state.params)]
     for leaf in list(kept):
         if (leaf.shape, leaf.dtype) in own:

@@ -127,7 +127,7 @@ class Experiment:
         given = {}
         if loaded := self.initial_weights():
             tell(loaded.report)
-            given = model_init.place(loaded.params, self.abstract_state.params)
+            given = model_init.place(loaded.params, self.abstract_state)
         placement = state_placement(self.abstract_state)
         jitted = self._shared("init", lambda: jax.jit(
             lambda rng, given: init(zeros(), rng, given), out_shardings=placement
@@ -139,7 +139,7 @@ class Experiment:
         if self.settings.model_init is None:
             return None
         with blaming("config.model_init"):
-            return model_init.load(self.settings.model_init, self.abstract_state.params, self.patch_grid)
+            return model_init.load(self.settings.model_init, self.abstract_state, self.patch_grid)
 
     @property
     def patch_grid(self) -> tuple[int, int] | None:

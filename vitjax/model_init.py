@@ -1,21 +1,23 @@
-"""Parameters to start from, the config section `model_init`: official weights or a run of one's own.
+"""Weights to start from, the config section `model_init`: official ones or those of a run of one's own.
 
     config.model_init = dict(weights="augreg:vit_b16", dont_load=("head/.*",))
 
 What is loaded takes the place of what the seed drew; what `dont_load` leaves out stays as drawn. A run that
-resumes takes its checkpoint and does not look at this section.
+resumes takes its checkpoint and does not look at this section. Batch statistics, where a model has them, are
+loaded like parameters, by names such as `bn_root/mean`.
 """
 
 import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-import flax.traverse_util
 import jax
 import numpy as np
 
 from vitjax import weights as weights_lib
 from vitjax.config import bind
+from vitjax.weights import variables
+from vitjax.weights.tree import flatten, nest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,30 +42,33 @@ def read(section: Any) -> ModelInit:
     return ModelInit(**bind(ModelInit, section, "model_init"))
 
 
-def load(section: Any, abstract_params: Any, grid: tuple[int, int] | None) -> weights_lib.Loaded:
-    """Reads what the section names, for parameters of these shapes.
+def load(section: Any, abstract_state: Any, grid: tuple[int, int] | None) -> weights_lib.Loaded:
+    """Reads what the section names, for parameters and batch statistics of these shapes.
 
     Args:
       section: the config section.
-      abstract_params: the parameters by shape.
+      abstract_state: the train state by shape.
       grid: (height, width) of the model's grid of patches, None where it has none.
 
     Raises:
       UserError: the file is not to be had, is damaged, or does not fit the model.
     """
     init = read(section)
-    return weights_lib.load(
-        init.weights, abstract_params, dont_load=init.dont_load, grid=grid, posemb=init.posemb
-    )
+    joined = variables.join(abstract_state.params, abstract_state.model_state)
+    return weights_lib.load(init.weights, joined, dont_load=init.dont_load, grid=grid, posemb=init.posemb)
 
 
-def place(params: dict[str, Any], abstract_params: Any) -> dict[str, Any]:
-    """Puts host arrays where the parameters of the same names belong; each process puts its own shards."""
+def place(loaded: dict[str, Any], abstract_state: Any) -> dict[str, Any]:
+    """Puts host arrays where the leaves of the same names belong; each process puts its own shards.
+
+    Returns parts of `params` and of `model_state`, by these names.
+    """
 
     def put(array: Any, like: Any) -> jax.Array:
         array = np.asarray(array, like.dtype)
         return jax.make_array_from_callback(array.shape, like.sharding, lambda index: array[index])
 
-    wanted = flax.traverse_util.flatten_dict(abstract_params)
-    placed = {path: put(leaf, wanted[path]) for path, leaf in flax.traverse_util.flatten_dict(params).items()}
-    return flax.traverse_util.unflatten_dict(placed)
+    wanted = flatten(variables.join(abstract_state.params, abstract_state.model_state))
+    placed = nest({name: put(leaf, wanted[name]) for name, leaf in flatten(loaded).items()})
+    params, model_state = variables.split(placed, abstract_state.model_state)
+    return {"params": params, "model_state": model_state}

@@ -1,6 +1,7 @@
 """The one pytree a run consists of, how it is born, and the step that takes it forward."""
 
-from collections.abc import Callable
+import types
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.struct
@@ -54,13 +55,16 @@ def is_logged(step: Any, hyper: Hyperparameters) -> Any:
 def make_init(task, optimizer, preprocess, *, ema: bool = False) -> Callable[..., TrainState]:
     """Returns `init(batch, rng, given={}) -> TrainState`.
 
-    The batch, as it arrives on the device, matters by shape only. Leaves of `given`, a part of the tree of
-    parameters, take the place of what the rng draws.
+    The batch, as it arrives on the device, matters by shape only. Leaves of `given`, a dict of parts of the
+    trees `params` and `model_state`, take the place of what the rng draws.
     """
 
-    def init(batch: dict, rng: jax.Array, given: Any = None) -> TrainState:
+    def init(
+        batch: dict, rng: jax.Array, given: Mapping[str, Any] = types.MappingProxyType({})
+    ) -> TrainState:
         params, model_state = task.init(rng, preprocess(batch, rng))
-        params = _overlay(params, given) if given else params
+        params = _overlay(params, given.get("params"))
+        model_state = _overlay(model_state, given.get("model_state"))
         return TrainState(
             step=jnp.zeros((), jnp.int32),
             params=params,
@@ -72,9 +76,11 @@ def make_init(task, optimizer, preprocess, *, ema: bool = False) -> Callable[...
     return init
 
 
-def _overlay(params: Any, given: Any) -> Any:
-    """`params` with the leaves of `given` in place of those of the same names."""
-    flat = flax.traverse_util.flatten_dict(params) | flax.traverse_util.flatten_dict(given)
+def _overlay(tree: Any, given: Any) -> Any:
+    """`tree` with the leaves of `given` in place of those of the same names."""
+    if not given:
+        return tree
+    flat = flax.traverse_util.flatten_dict(tree) | flax.traverse_util.flatten_dict(given)
     return flax.traverse_util.unflatten_dict(flat)
 
 

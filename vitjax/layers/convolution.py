@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -54,17 +55,39 @@ class Conv(nn.Module):
         refuse_other_channels(self.get_variable("params", "kernel"), shape[2])
         kernel = self.param("kernel", self.kernel_init, shape)
         bias = self.param("bias", nn.initializers.zeros, (self.features,)) if self.use_bias else None
-        x = x.astype(self.dtype)
-        if self.kernel_size == 1 and self.groups == 1:
-            # As a matrix product: no backend runs its gradient as a dilated convolution.
-            return affine(x[:, :: self.stride, :: self.stride], kernel[0, 0], bias)
-        pad = "SAME" if self.padding == "same" else [(self.kernel_size // 2,) * 2] * 2
-        y = lax.conv_general_dilated(
-            x,
+        y = convolve(
+            x.astype(self.dtype),
             kernel.astype(self.dtype),
-            (self.stride,) * 2,
-            pad,
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            feature_group_count=self.groups,
+            stride=self.stride,
+            padding=self.padding,
+            groups=self.groups,
         )
         return y if bias is None else y + bias.astype(y.dtype)
+
+
+def convolve(x, kernel, *, stride: int = 1, padding: str = "symmetric", groups: int = 1):
+    """Convolves `[B, H, W, C]` with `[k, k, C / groups, D]`; see `Conv` for the padding.
+
+    A 1x1 convolution is a matrix product: no backend runs its gradient as a dilated convolution. Groups of
+    several channels are convolutions of their own on a CPU, where XLA has no fast one by groups: for
+    RegNetY's shapes forward twice as fast, the gradient 3 to 30 times (jax 0.10, 2 cores).
+    """
+    size = kernel.shape[0]
+    if size == 1 and groups == 1:
+        return affine(x[:, ::stride, ::stride], kernel[0, 0])
+    pad = "SAME" if padding == "same" else ((size // 2, size // 2),) * 2
+
+    def dense_or_grouped(x, kernel, groups=1):
+        return lax.conv_general_dilated(
+            x,
+            kernel,
+            (stride,) * 2,
+            pad,
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            feature_group_count=groups,
+        )
+
+    if 1 < groups < x.shape[-1] and jax.default_backend() == "cpu":
+        parts = zip(jnp.split(x, groups, -1), jnp.split(kernel, groups, -1), strict=True)
+        return jnp.concatenate([dense_or_grouped(*part) for part in parts], -1)
+    return dense_or_grouped(x, kernel, groups)

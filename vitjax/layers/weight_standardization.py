@@ -3,10 +3,9 @@
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jax.typing import DTypeLike
 
-from vitjax.layers.dense import affine
+from vitjax.layers.convolution import convolve
 from vitjax.layers.patches import refuse_other_channels
 
 # What a filter is divided by, from its variance: `jax` as in the code behind the AugReg models, `timm` as in
@@ -33,8 +32,9 @@ def weight_standardize(kernel, numerics: str = "jax"):
 class StdConv(nn.Module):
     """A convolution without bias whose kernel is standardised at every use: `[B, H, W, C] -> [B, h, w, D]`.
 
-    The parameter `kernel` `[k, k, C, D]` is the raw one, as in official files. Padding
-    is SAME: h is H / stride rounded up, and an odd row or column of padding stands last.
+    The parameter `kernel` `[k, k, C, D]` is the raw one, as in official files. Padding `same`: h is
+    H / stride rounded up, and an odd row or column of padding stands last; `symmetric`: k // 2 zeros on every
+    side, as in `layers.convolution.Conv`.
     """
 
     features: int
@@ -42,25 +42,22 @@ class StdConv(nn.Module):
     stride: int = 1
     numerics: str = "jax"
     dtype: DTypeLike = jnp.float32  # of the products; the kernel is standardised in float32
+    padding: str = "same"
+    kernel_init: nn.initializers.Initializer = nn.initializers.lecun_normal()
 
     @nn.compact
     def __call__(self, x):
         """Convolves `x` `[B, H, W, C]`; the result has `dtype`."""
         shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
         refuse_other_channels(self.get_variable("params", "kernel"), x.shape[-1])
-        kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
+        kernel = self.param("kernel", self.kernel_init, shape)
 
         # Checkpointed, so that the backward pass is given the raw kernel, which is there anyway, instead of
         # centred and standardised copies; XLA may still keep what it finds cheaper to keep than to redo.
-        convolve = jax.checkpoint(self.convolve, prevent_cse=False)
-        return convolve(x.astype(self.dtype), kernel)
+        with_raw = jax.checkpoint(self.standardize_and_convolve, prevent_cse=False)
+        return with_raw(x.astype(self.dtype), kernel)
 
-    def convolve(self, x, kernel):
+    def standardize_and_convolve(self, x, kernel):
         """Convolves `x` with the raw `kernel`, standardised."""
         kernel = weight_standardize(kernel, self.numerics).astype(self.dtype)
-        if (
-            self.kernel_size == 1
-        ):  # as a matrix product: no backend runs its gradient as a dilated convolution
-            return affine(x[:, :: self.stride, :: self.stride], kernel[0, 0])
-        layout = ("NHWC", "HWIO", "NHWC")
-        return lax.conv_general_dilated(x, kernel, (self.stride,) * 2, "SAME", dimension_numbers=layout)
+        return convolve(x, kernel, stride=self.stride, padding=self.padding)

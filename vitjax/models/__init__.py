@@ -22,6 +22,9 @@ FAMILIES = (
     "vitjax.models.hybrid",
     "vitjax.models.deit",
     "vitjax.models.cait",
+    "vitjax.models.resnet",
+    "vitjax.models.bit",
+    "vitjax.models.regnet",
 )
 
 _OF_FLAX = {"parent", "name"}  # dataclass fields of every linen module

@@ -10,8 +10,9 @@ from typing import Any
 import flax.linen as nn
 
 from vitjax.errors import UserError, nearest
+from vitjax.layers.group_norm import GROUP_NORM_EPSILON, GROUPS
+from vitjax.layers.hybrid_resnet import HybridResNet
 from vitjax.layers.patches import pair
-from vitjax.layers.resnet import GROUP_NORM_EPSILON, GROUPS, ResNet
 from vitjax.models.vit import SIZES, ViT
 
 # Size of the transformer, units of each stage, patch on the feature map. The number in a name is the stride
@@ -92,7 +93,7 @@ class HybridViT(ViT):
     def embed(self, image) -> dict[str, Any]:
         """Returns the feature maps and `stem`, the embedded patches of the last one `[B, h, w, D]`."""
         self.refuse_partial_patches(*image.shape[1:3])
-        resnet = ResNet(
+        resnet = HybridResNet(
             self.root_width, self.resnet_units, self.widths, self.resnet_numerics, self.dtype, self.remat
         )
         nn.share_scope(self, resnet)  # official files have the ResNet's parameters beside the transformer's

@@ -13,6 +13,7 @@ examples:
   python -m vitjax.weights show B_16.npz
   python -m vitjax.weights show runs/s16:ema_params
   python -m vitjax.weights convert model.safetensors vit_b16.npz --model vit_b16 --names augreg
+  python -m vitjax.weights convert resnet50.pth resnet50.safetensors --model resnet50
   python -m vitjax.weights convert runs/s16 vit_s16.safetensors --model vit_s16 --names timm --res 384
 """
 SOURCE = "a file, a run's folder, or a name such as augreg:vit_b16; `:img` behind it means a sub-tree"
@@ -125,8 +126,13 @@ def _provided(source: str, model: str) -> dict[str, tuple[int, ...]]:
 
 
 def fields(provided: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
-    """The fields of a ViT that tell in its parameters' names: pooling, norms, layers that may be there."""
+    """The fields of a model that tell in its parameters: pooling, norms, layers that may be there."""
+    from vitjax.weights import timm_cnn_names
+
     names = set(provided)
+    if table := timm_cnn_names.table_of(names):
+        small = provided["conv_root/kernel"][0] == 3
+        return {"stem": "small" if small else "imagenet"} if table is timm_cnn_names.RESNET else {}
     has = lambda part: any(part in name for name in names)
     out: dict[str, Any] = {
         "pool": "map" if has("MAPHead_0/") else "gap" if has("fc_norm/") or "cls" not in names else "tok",
@@ -147,7 +153,7 @@ def fields(provided: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
 def abstract(
     name: str, provided: Mapping[str, tuple[int, ...]], classes: int | None, res: int | None
 ) -> Mapping[str, Any]:
-    """The shapes of a model's parameters, its variant read off the file's names.
+    """The shapes of a model's parameters and batch statistics, its variant read off the file's names.
 
     Args:
       name: of a registered model.
@@ -158,6 +164,7 @@ def abstract(
     import jax
 
     from vitjax import models
+    from vitjax.weights import variables
 
     if classes is None:
         classes = provided.get("head/bias", (0,))[0]
@@ -166,7 +173,8 @@ def abstract(
 
     def at(height, width):
         image = jax.ShapeDtypeStruct((1, height, width, channels), "float32")
-        return jax.eval_shape(model.init, jax.random.key(0), image)["params"]
+        made = jax.eval_shape(model.init, jax.random.key(0), image)
+        return variables.join(made["params"], made)
 
     if res is not None:
         return at(res, res)

@@ -11,8 +11,10 @@ from vitjax.weights.pytorch import open_pytorch
 from vitjax.weights.safetensors_file import open_safetensors
 from vitjax.weights.stored import Archive, from_array
 from vitjax.weights.tree import flatten
+from vitjax.weights.variables import BATCH_STATS
 
 CHECKPOINT = "vitjax checkpoint"
+_STATISTICS = f"model_state/{BATCH_STATS}"  # where a checkpoint has them
 KNOWN = "npz, safetensors, a PyTorch file or a folder of vitjax checkpoints"
 
 
@@ -67,5 +69,5 @@ def _checkpoint(path: pathlib.Path, key: str) -> Archive:
     from vitjax.checkpoint import load_params  # costs the import of Orbax
 
     inside = path / "checkpoints"
-    params = flatten(load_params(inside if inside.is_dir() else path, key))
+    params = flatten(load_params(inside if inside.is_dir() else path, key, beside=_STATISTICS))
     return Archive(str(path), CHECKPOINT, {n: from_array(n, array) for n, array in params.items()})

@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from vitjax.errors import UserError, nearest
-from vitjax.weights import flax_names, huggingface_names, timm_cait_names, timm_names
+from vitjax.weights import flax_names, huggingface_names, timm_cait_names, timm_cnn_names, timm_names
 from vitjax.weights.stored import Archive, Stored, printable
 from vitjax.weights.tables import Move, moves
 
@@ -38,7 +38,14 @@ def _embeds_patches(names: Collection[str]) -> bool:
     return any(name.startswith("patch_embed.") for name in names)
 
 
+def _timm_cnn(network: str, first: str, table: timm_names.Table) -> Family:
+    """timm's state dicts of one kind of network, told by the name of an array in its first unit."""
+    recognises = lambda names: any(re.fullmatch(first, name) for name in names)
+    return Family("timm", recognises, _by(table), "bicubic_aa", lambda names: network)
+
+
 _OFFICIAL = "facebookresearch/deit"
+
 FAMILIES = (
     Family(
         "JAX",
@@ -58,6 +65,9 @@ FAMILIES = (
         _by(timm_names.ALL),
         "bicubic_aa",
     ),
+    _timm_cnn("ResNet", r"layer1\.0\.conv1\.weight", timm_cnn_names.RESNET),
+    _timm_cnn("RegNet", r"s1\.b1\.conv1\.conv\.weight", timm_cnn_names.REGNET),
+    _timm_cnn("BiT ResNet", r"stages\.0\.blocks\.0\.norm1\.weight", timm_cnn_names.BIT),
 )
 
 # What a whole train state keeps its parameters under. The rest of such a file is no parameter.

@@ -22,8 +22,9 @@ _MAP_PARTS = r"(?:LayerNorm|MlpBlock|MultiHeadDotProductAttention)"
 
 
 def is_flax(names: Collection[str]) -> bool:
-    """Whether these are the names of a Vision Transformer in Flax."""
-    return any(re.match(r"Transformer/(encoderblock|encoder_norm)|embedding/kernel$", name) for name in names)
+    """Whether these are the names of a Vision Transformer or a residual network in Flax."""
+    known = r"Transformer/(encoderblock|encoder_norm)|(embedding|conv_root)/kernel$"
+    return any(re.match(known, name) for name in names)
 
 
 def label(names: Collection[str]) -> str:

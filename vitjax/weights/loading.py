@@ -24,8 +24,8 @@ class Loaded:
     """Parameters, and what was done to have them.
 
     `params` is nested like the model's own and holds float32 numpy arrays; what `dont_load` left out is not
-    in it. `report` is text of a few lines: the family, counts, and all that was converted, resized, folded or
-    left out.
+    in it. Batch statistics, if they were asked for, are in it, too. `report` is text of a few lines: the
+    family, counts, and all that was converted, resized, folded or left out.
     """
 
     params: dict[str, Any]
@@ -48,7 +48,8 @@ def load(
         that is meant: `model.npz:img`, `runs/a:ema_params`. What kind of file it is and whose
         names it has is told by what is in it.
       abstract_params: the model's parameters, nested; arrays or `jax.ShapeDtypeStruct`, blocks in a loop or
-        stacked by scan. Names and shapes count.
+        stacked by scan. Names and shapes count. Of a model with batch statistics: joined with those, see
+        `variables.join`.
       dont_load: patterns for whole names, `head/.*`. What they match keeps its initial value, or is dropped
         if only the file has it. One that matches nothing is an error.
       grid: (height, width) of the model in patches; needed where it is not square.

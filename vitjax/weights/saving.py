@@ -11,7 +11,7 @@ import numpy as np
 
 from vitjax import files
 from vitjax.errors import UserError, nearest
-from vitjax.weights import flax_names, timm_cait_names, timm_names
+from vitjax.weights import flax_names, timm_cait_names, timm_cnn_names, timm_names
 from vitjax.weights.stored import is_float
 from vitjax.weights.tree import flatten, is_stacked, nest, of_block
 
@@ -28,7 +28,8 @@ def save(
 
     Args:
       path: what is there is replaced.
-      params: nested, blocks in a loop or stacked.
+      params: nested, blocks in a loop or stacked; of a network with batch statistics, those among the
+        parameters (`variables.join`).
       format: `npz` or `safetensors`; by default what the path ends in.
       names: `vitjax`: our own, which are those of Linen and big_vision, blocks as they are. `augreg`: those
         of the AugReg collection, from before Linen. `timm`: PyTorch names and layouts. The last two have
@@ -68,13 +69,17 @@ def _named(params: Mapping[str, Any], names: str) -> dict[str, np.ndarray]:
             loop[name] = array
     if names == "timm":
         return timm_names.to_timm(nest(loop), table=_table(loop))
+    if timm_cnn_names.table_of(loop):
+        raise UserError("names='augreg' are those of Vision Transformers; this network has them in 'timm'.")
     return {flax_names.to_augreg(name): array for name, array in loop.items()}
 
 
 def _table(params: Collection[str]) -> timm_names.Table:
-    """The names that timm has for a plain ViT, a CaiT, a hybrid, or one whose ResNet is but a root."""
+    """The names that timm has for this kind of network; a hybrid may have but the root of its ResNet."""
     if timm_cait_names.is_ours(params):
         return timm_cait_names.CAIT
+    if table := timm_cnn_names.table_of(params):
+        return table
     if any(name.startswith("block1/") for name in params):
         return timm_names.HYBRID
     return timm_names.ROOT_HYBRID if "conv_root/kernel" in params else timm_names.VIT

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from vitjax.errors import UserError
-from vitjax.layers.resnet import ResidualUnit, ResNet, group_norm
+from vitjax.layers.group_norm import group_norm
+from vitjax.layers.hybrid_resnet import HybridResNet, ResidualUnit
 from vitjax.layers.weight_standardization import StdConv, weight_standardize
 
 KEY = jax.random.key(0)
@@ -155,7 +156,7 @@ def drawn(module, image):
 @pytest.mark.parametrize("numerics", ["jax", "timm"])
 def test_the_whole_network(numerics):
     units, image = (1, 2), normal(2, 35, 25, 3) * np.float32(1e-3)
-    resnet = ResNet(64, units, (64, 64), numerics)
+    resnet = HybridResNet(64, units, (64, 64), numerics)
     params = drawn(resnet, image)
     last, maps = jax.jit(resnet.apply)({"params": params}, image)
     assert {name: leaf.shape[1:] for name, leaf in maps.items()} == {
@@ -174,7 +175,7 @@ def test_the_whole_network(numerics):
 
 def test_bfloat16_is_of_the_products_only():
     image = normal(1, 16, 16, 3)
-    resnet = ResNet(32, (1, 2), (32, 64), dtype=jnp.bfloat16)
+    resnet = HybridResNet(32, (1, 2), (32, 64), dtype=jnp.bfloat16)
     params = drawn(resnet, image)
     maps = jax.eval_shape(resnet.apply, {"params": params}, image)[1]
     assert {leaf.dtype for leaf in maps.values()} == {np.dtype("float32")}

@@ -10,11 +10,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from vitjax.layers.group_norm import group_norm
 from vitjax.layers.weight_standardization import StdConv
-
-GROUPS = 32
-# `jax`: the code behind the AugReg models; `timm`: its port of them. `StdConv` differs as well.
-GROUP_NORM_EPSILON = {"jax": 1e-6, "timm": 1e-5}
 
 
 class ResidualUnit(nn.Module):
@@ -48,22 +45,7 @@ class ResidualUnit(nn.Module):
         return group_norm(self.numerics, f"gn{suffix}", scale_init)(x)
 
 
-def group_norm(numerics: str, name: str, scale_init=nn.initializers.ones) -> nn.GroupNorm:
-    """GroupNorm of 32 groups, float32 whatever the dtype of its input.
-
-    The variance is that of centred values; E[x^2] - E[x]^2, Flax's default, loses digits.
-    """
-    return nn.GroupNorm(
-        GROUPS,
-        epsilon=GROUP_NORM_EPSILON[numerics],
-        dtype=jnp.float32,
-        scale_init=scale_init,
-        use_fast_variance=False,
-        name=name,
-    )
-
-
-class ResNetStage(nn.Module):
+class HybridResNetStage(nn.Module):
     """Residual units `unit1`, `unit2`, ... of one width, the first with the stride."""
 
     num_units: int
@@ -85,7 +67,7 @@ class ResNetStage(nn.Module):
         return x
 
 
-class ResNet(nn.Module):
+class HybridResNet(nn.Module):
     """Root (7x7 convolution and max-pooling, stride 2 each) and any number of stages.
 
     Parameters are named as in the official JAX files: `conv_root`, `gn_root`, and
@@ -114,6 +96,6 @@ class ResNet(nn.Module):
         for i, (units, width) in enumerate(zip(self.units, self.widths, strict=True)):
             stride = 2 if i else 1
             name = f"block{i + 1}"
-            stage = ResNetStage(units, width, stride, self.numerics, self.dtype, self.remat, name=name)
+            stage = HybridResNetStage(units, width, stride, self.numerics, self.dtype, self.remat, name=name)
             x = maps[name] = stage(x)
         return x, maps
