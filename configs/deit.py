@@ -118,7 +118,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config = build(args, lengths, eval_res=int(args.res / 0.875))
     distilled = args.model.endswith("_distilled")
     if distilled and args.init and not args.teacher:
-        config.model.average_heads = True
+        config.model.update(average_heads=True)
     if distilled and common.choose("decay_dist", args.decay_dist, {"official": True, "timm": False}):
         config.wd_mults = ((".*/kernel|dist", 1.0),)
     return config
