@@ -117,8 +117,6 @@ def get_config(arg: str | None = None) -> ConfigDict:
         lengths |= dict(groups=4 if re.match("deit_(ti|s)16", args.model) and not args.init else 16)
     config = build(args, lengths, eval_res=int(args.res / 0.875))
     distilled = args.model.endswith("_distilled")
-    if distilled and args.init and not args.teacher:
-        config.model.update(average_heads=True)
     if distilled and common.choose("decay_dist", args.decay_dist, {"official": True, "timm": False}):
         config.wd_mults = ((".*/kernel|dist", 1.0),)
     return config
@@ -160,7 +158,13 @@ def build(args: types.SimpleNamespace, plan: Section, eval_res: int) -> ConfigDi
         # On ImageNet as published: 3 does not divide the batches of 1024 and 512.
         split_views=args.data == "i1k",
     )
-    config.model = dict(name=args.model, drop_path=plan["drop_path"], dtype=args.dtype)
+    both_heads = args.model.endswith("_distilled") and args.init and not args.teacher
+    config.model = dict(
+        name=args.model,
+        drop_path=plan["drop_path"],
+        dtype=args.dtype,
+        **(dict(average_heads=True) if both_heads else {}),
+    )
     if args.init:
         keep_head = args.data == "i1k"
         config.model_init = dict(
