@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-Pads = tuple[tuple[int, int], tuple[int, int]]  # of height and width: zeros before and after
+from vitjax.layers.grouped import Pads
 
 
 def depthwise_convolve(x, kernel, stride: int, pads: Pads) -> jax.Array:
