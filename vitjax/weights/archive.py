@@ -14,7 +14,8 @@ from vitjax.weights.tree import flatten
 from vitjax.weights.variables import BATCH_STATS
 
 CHECKPOINT = "vitjax checkpoint"
-_STATISTICS = f"model_state/{BATCH_STATS}"  # where a checkpoint has them
+# Where a checkpoint has the batch statistics that belong to a subtree of it.
+_STATISTICS = {"params": f"model_state/{BATCH_STATS}", "ema_params": f"ema_model_state/{BATCH_STATS}"}
 KNOWN = "npz, safetensors, a PyTorch file or a folder of vitjax checkpoints"
 
 
@@ -69,5 +70,5 @@ def _checkpoint(path: pathlib.Path, key: str) -> Archive:
     from vitjax.checkpoint import load_params  # costs the import of Orbax
 
     inside = path / "checkpoints"
-    params = flatten(load_params(inside if inside.is_dir() else path, key, beside=_STATISTICS))
+    params = flatten(load_params(inside if inside.is_dir() else path, key, beside=_STATISTICS.get(key)))
     return Archive(str(path), CHECKPOINT, {n: from_array(n, array) for n, array in params.items()})
