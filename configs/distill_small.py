@@ -2,7 +2,7 @@
 
 First the teacher, then students; `data` is any source of small images, such as Fashion-MNIST's four files:
 
-    python -m vitjax.main --config configs/distill_small.py:teacher,data=arrays:PATH --workdir runs/teacher
+    python -m vitjax.main --config configs/distill_small.py:resnet18,data=arrays:PATH --workdir runs/teacher
     python -m vitjax.main --config configs/distill_small.py:token,data=arrays:PATH,teacher=runs/teacher \\
         --workdir runs/token
 
@@ -10,8 +10,8 @@ configs/sweeps/distill_small.py runs all forms of distillation with several seed
 
 Arguments (defaults first):
   what     none: a DeiT from labels alone | soft | hard: "usual" distillation on the class token | token: with
-           a distillation token and a head of its own | teacher: the ResNet-18
-  teacher  workdir of the teacher's run; needed by all but none and teacher
+           a distillation token and a head of its own | resnet18: the teacher
+  teacher  workdir of the teacher's run; needed by soft, hard and token
   data     digits, or any source: folder:PATH, arrays:PATH, tfds:NAME
   train    split to train on, `train`; scarce data is where a teacher with a convolution's priors helps
   val      split to evaluate on, `test`
@@ -59,12 +59,12 @@ def get_config(arg: str | None = None) -> ConfigDict:
         batch_size=args.batch,
     )
     labels = dict(loss="softmax_xent", label_smoothing=0.1)
-    if args.what == "teacher":
-        config.model = dict(name="resnet18", stem="small", widths=(8, 16, 32, 64))
+    if args.what == "resnet18":
+        config.model = dict(name="resnet18", stem="small", widths=(16, 32, 64, 128))
         config.task = dict(name="classify", **labels)
         config.optax_name = "sgd"
-        config.optax = dict(momentum=0.9, nesterov=True, weight_decay=5e-4)
-        config.lr = 0.1
+        config.optax = dict(momentum=0.9, nesterov=True, weight_decay=1e-4)
+        config.lr = 0.05
     else:
         kind = common.choose("what", args.what, KINDS)
         head = "_distilled" if args.what == "token" else ""

@@ -1,6 +1,6 @@
 """No, soft, hard and token distillation of a small DeiT from a ResNet-18, three seeds each: 12 trials.
 
-    python -m vitjax.main --config configs/distill_small.py:teacher --workdir runs/teacher
+    python -m vitjax.main --config configs/distill_small.py:resnet18 --workdir runs/teacher
     python -m vitjax.sweep run --sweep configs/sweeps/distill_small.py:runs/teacher --workdir W
 
 With Fashion-MNIST (the four IDX files of https://github.com/zalandoresearch/fashion-mnist in a folder), both
@@ -32,7 +32,7 @@ def get_sweep(arg: str | None = None) -> grid.Sweep:
     )
     common_args = f"data={args.data},train={args.train},val={args.val},epochs={args.epochs}"
     return grid.Sweep(
-        config=f"configs/distill_small.py:none,{common_args},teacher={args.teacher}",
+        config=f"configs/distill_small.py:{common_args},teacher={args.teacher}",
         points=grid.args(what=args.kinds.split("+")),
         seeds=range(args.seeds),
         name=f"distillation, {args.data.rpartition('/')[2]}",
