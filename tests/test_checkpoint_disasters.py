@@ -177,7 +177,7 @@ def test_two_processes_save_restore_and_fall_back_together(tmp_path):
     for process in processes:
         steps, step, same, told, after, names = json.loads(finish(process)[0].splitlines()[-1])
         assert steps == [2, 3] and step == 2 and same and after == [2, 3] and names == ["2", "3", "damaged-3"]
-        seen = "by another process)" if process is processes[0] else "Error reading"
+        seen = "by another process)" if process is processes[0] else "Requested byte range"
         assert (
             len(told) == 1
             and "leaf x cannot be read (" in told[0]
