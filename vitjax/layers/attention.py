@@ -8,6 +8,7 @@ from jax.typing import DTypeLike
 from vitjax.errors import UserError
 from vitjax.layers.dense import affine
 from vitjax.layers.initialisation import AUGREG, Initialisation, Initializer
+from vitjax.layers.locality import NOWHERE, Locality, overwrite_diagonal
 
 
 class HeadProjection(nn.Module):
@@ -39,14 +40,21 @@ class MultiHeadDotProductAttention(nn.Module):
     Parameters are named and shaped as in the official JAX files: `query`, `key`,
     `value` with kernels `[D, H, Dh]` and biases `[H, Dh]`, `out` with kernel
     `[H, Dh, D]` and bias `[D]`. There is no dropout on the attention weights, as
-    in the official code. A variant overrides `logits` (another temperature, a
-    mask) or `weights` (mixing heads around the softmax).
+    in the official code. A variant overrides `logits` (what is added to them) or
+    `weights` (mixing heads around the softmax). `locality` adds LSA: its learned
+    temperature is the parameter `scale` `[H]`, which logits are multiplied by.
+
+    The collection `intermediates` gets `attention_logits` and `attention_weights`
+    `[B, H, N, M]` if it is mutable, before and after the softmax.
     """
 
     num_heads: int
     qkv_bias: bool = True
     dtype: DTypeLike = jnp.float32  # of the products; the softmax is float32 always
     initialisation: Initialisation = AUGREG
+    head_dim: int | None = None  # by default the width over the heads
+    scale: float | None = None  # of the logits, where it begins if it is learned; by default head_dim ** -0.5
+    locality: Locality = NOWHERE
 
     @nn.compact
     def __call__(self, x, context=None):
@@ -54,26 +62,41 @@ class MultiHeadDotProductAttention(nn.Module):
         x = x.astype(self.dtype)
         context = x if context is None else context.astype(self.dtype)
         query, key, value = self.project(x, context)
-        weights = self.weights(self.logits(query, key)).astype(self.dtype)
+        logits = self.logits(query, key)
+        self.sow("intermediates", "attention_logits", logits)
+        weights = self.weights(logits).astype(self.dtype)
+        self.sow("intermediates", "attention_weights", weights)
         return self.merge(jnp.einsum("bhnm,bmhk->bnhk", weights, value), x.shape[-1])
 
     def project(self, x, context):
         """Returns queries `[B, N, H, Dh]`, keys and values `[B, M, H, Dh]`."""
         width = x.shape[-1]
-        if width % self.num_heads:
+        if self.head_dim is None and width % self.num_heads:
             raise UserError(f"width={width} cannot be split over num_heads={self.num_heads} heads.")
-        shape = (width, self.num_heads, width // self.num_heads)
+        shape = (width, self.num_heads, self.head_dim or width // self.num_heads)
 
         def heads(inputs, name):
             kernel, bias = HeadProjection(shape, self.qkv_bias, True, self.initialisation.kernel, name=name)()
-            y = affine(inputs, kernel.reshape(width, width), None if bias is None else bias.reshape(width))
+            y = affine(inputs, kernel.reshape(width, -1), None if bias is None else bias.reshape(-1))
             return y.reshape(*y.shape[:-1], *shape[1:])
 
         return heads(x, "query"), heads(context, "key"), heads(context, "value")
 
     def logits(self, query, key):
-        """Returns the scaled products `[B, H, N, M]` of queries and keys."""
-        return jnp.einsum("bnhk,bmhk->bhnm", query * query.shape[-1] ** -0.5, key)
+        """Returns the scaled products `[B, H, N, M]` of queries and keys, masked as `locality` says."""
+        return self.masked(self.products(query, key))
+
+    def products(self, query, key):
+        """Returns the products `[B, H, N, M]` of queries and keys, times the fixed or learned scale."""
+        scale = query.shape[-1] ** -0.5 if self.scale is None else self.scale
+        if self.locality.learned_temperature:
+            scale = self.param("scale", nn.initializers.constant(scale), (self.num_heads,))
+            scale = scale.astype(query.dtype)[:, None]
+        return jnp.einsum("bnhk,bmhk->bhnm", query * scale, key)
+
+    def masked(self, logits):
+        """Masks the diagonal of `[B, H, N, M]` if `locality` does."""
+        return overwrite_diagonal(logits, self.locality.mask) if self.locality.masked_diagonal else logits
 
     def weights(self, logits):
         """Returns the attention weights `[B, H, N, M]`, float32, that sum to one over the last axis."""

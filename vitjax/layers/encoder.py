@@ -13,6 +13,7 @@ from jax.typing import DTypeLike
 from vitjax.layers.attention import MultiHeadDotProductAttention, TalkingHeadsAttention
 from vitjax.layers.drop_path import DropPath
 from vitjax.layers.initialisation import AUGREG, Initialisation
+from vitjax.layers.locality import NOWHERE, Locality
 from vitjax.layers.mlp import MlpBlock
 from vitjax.layers.norm import LayerNorm
 
@@ -55,6 +56,8 @@ class EncoderBlock(nn.Module):
     dtype: DTypeLike = jnp.float32
     initialisation: Initialisation = AUGREG
     talking_heads: bool = False
+    head_dim: int | None = None  # by default the width over the heads
+    locality: Locality = NOWHERE
 
     @nn.compact
     def __call__(self, x, drop_path=None, train: bool = False):
@@ -77,6 +80,8 @@ class EncoderBlock(nn.Module):
             self.qkv_bias,
             self.dtype,
             self.initialisation,
+            self.head_dim,
+            locality=self.locality,
             name="MultiHeadDotProductAttention_0",
         )
         return attention(x, context)
@@ -148,7 +153,7 @@ class Encoder(nn.Module):
         if self.scan:
             stack = nn.scan(
                 block,
-                variable_axes={"params": 0},
+                variable_axes={"params": 0, "intermediates": 0},
                 split_rngs={"params": True, "dropout": True},
                 in_axes=(0, nn.broadcast),  # pyright: ignore[reportArgumentType]
                 length=self.depth,

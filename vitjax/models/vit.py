@@ -16,11 +16,13 @@ from vitjax.errors import UserError, nearest
 from vitjax.layers.drop_path import linear_rates, uniform_rates
 from vitjax.layers.encoder import REMAT_POLICIES, Encoder, EncoderBlock
 from vitjax.layers.initialisation import INITIALISATIONS, Initialisation
+from vitjax.layers.locality import LSA, locality
 from vitjax.layers.mlp import GELU
 from vitjax.layers.norm import LayerNorm
 from vitjax.layers.patches import PatchEmbedding, pair
 from vitjax.layers.pooling import MAPHead
 from vitjax.layers.position import sincos_2d
+from vitjax.layers.shifted_patches import SPT, ShiftedPatchTokenization, shifts_of
 
 # Table 2 of "Scaling Vision Transformers" and big_vision's additions: width, depth, mlp_dim, num_heads.
 SIZES = {
@@ -44,6 +46,8 @@ _CHOICES = {
     "posemb": ("learn", "sincos2d"),
     "posemb_layout": ("augreg", "big_vision"),
     "gelu": GELU,
+    "spt": SPT,
+    "lsa": LSA,
     "initialisation": tuple(INITIALISATIONS),
     "remat": (None, *REMAT_POLICIES),
     "dtype": ("float32", "bfloat16"),
@@ -74,6 +78,12 @@ class ViT(nn.Module):
       drop_path_uniform: have that rate in all blocks instead (CaiT, DeiT III).
       drop_path_rescale: divide what survives by its probability (Scenic, timm); False: do not (big_vision).
       gelu: `tanh` approximation (the JAX code bases) or exact `erf` (PyTorch's).
+      head_dim: size of a head's queries, keys and values; by default `width / num_heads`.
+      spt: shifted patch tokenization in place of the linear embedding: `none`, or where the views look:
+        `diagonal` (the paper's four), `cardinal`, `all` eight.
+      spt_ratio: by how much of a patch views are shifted, rounded down to pixels.
+      lsa: locality self-attention: `none`, `both` of its parts as in the paper, or `temperature` or `mask`.
+      lsa_mask: what the masked diagonal of the logits is overwritten with (`layers.locality`).
       layer_scale: initial value of LayerScale on both branches; None for none.
       norm_epsilon: of every LayerNorm.
       initialisation: how parameters begin. `augreg`: linear layers xavier-uniform, biases of the MLP with
@@ -104,6 +114,11 @@ class ViT(nn.Module):
     drop_path_rescale: bool = True
     gelu: str = "tanh"
     qkv_bias: bool = True
+    head_dim: int | None = None
+    spt: str = "none"
+    spt_ratio: float = 0.5
+    lsa: str = "none"
+    lsa_mask: float = -np.inf
     layer_scale: float | None = None
     norm_epsilon: float = 1e-6
     initialisation: str = "augreg"
@@ -129,8 +144,10 @@ class ViT(nn.Module):
         for field in ("dropout", "drop_path"):
             if not 0 <= getattr(self, field) < 1:
                 raise UserError(f"{field}={getattr(self, field)!r} is not a rate: 0 <= {field} < 1.")
-        pair(self.patch_size)
-        if self.width % self.num_heads:
+        patch_size = pair(self.patch_size)
+        if self.spt != "none":
+            shifts_of(patch_size, self.spt_ratio)
+        if self.head_dim is None and self.width % self.num_heads:
             raise UserError(f"width={self.width} cannot be split over num_heads={self.num_heads} heads.")
         if self.pool == "tok" and self.class_token is False:
             raise UserError(
@@ -211,7 +228,18 @@ class ViT(nn.Module):
     def patch_embedding(self) -> nn.Module:
         """The layer that embeds patches of an image, or of a feature map."""
         patch_size = pair(self.patch_size)
-        return PatchEmbedding(self.width, patch_size, self.dtype, self.initialisers, name="embedding")
+        if self.spt == "none":
+            return PatchEmbedding(self.width, patch_size, self.dtype, self.initialisers, name="embedding")
+        return ShiftedPatchTokenization(
+            self.width,
+            patch_size,
+            self.spt,
+            self.spt_ratio,
+            1e-5,
+            self.dtype,
+            self.initialisers,
+            name="embedding",
+        )
 
     def add_positions(self, x):
         """Turns the grid `[B, h, w, D]` into tokens with positions and class token: `[B, N, D]`, float32."""
@@ -260,6 +288,8 @@ class ViT(nn.Module):
             "norm_epsilon": self.norm_epsilon,
             "dtype": self.dtype,
             "initialisation": self.initialisers,
+            "head_dim": self.head_dim,
+            "locality": locality(self.lsa, self.lsa_mask),
         }
 
     def encoder(self, final_norm: bool) -> nn.Module:
