@@ -26,6 +26,7 @@ FAMILIES = (
     "vitjax.models.bit",
     "vitjax.models.regnet",
     "vitjax.models.efficientnet",
+    "vitjax.models.small",
 )
 
 _OF_FLAX = {"parent", "name"}  # dataclass fields of every linen module
