@@ -42,9 +42,9 @@ class ShiftedPatchPooling(nn.Module):
             raise ValueError(f"{tokens.shape[1]} tokens do not fill a grid of {height}x{width}.")
         if height % 2 or width % 2:
             raise UserError(
-                f"Pooling with shifted patches halves a grid of tokens, but this one is {height}x{width}: both "
-                "sides must be even. Change the crop in the preprocessing string or the model's patch_size, "
-                "or pool without SPT (spt_pooling=False)."
+                f"Pooling with shifted patches halves a grid of tokens, but this one is {height}x{width}: "
+                "both sides must be even. Change the crop in the preprocessing string or the model's "
+                "patch_size, or pool without SPT (spt_pooling=False)."
             )
         front, patches = jnp.split(tokens, [in_front], axis=1)
         pooled = self._pool(patches.reshape(len(patches), height, width, -1))
