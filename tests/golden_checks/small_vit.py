@@ -64,8 +64,9 @@ def compare_all_close(what, ours, reference):
 def compare_last_attention(model, arrays, table):
     """Holds the attention weights of the last block, as `intermediates` has them, against the file's."""
     params, image = loaded(model, arrays, table)
+    infer = jax.jit(lambda params: model.apply({"params": params}, image, mutable=["intermediates"]))
     with jax.default_matmul_precision("highest"):
-        _, variables = model.apply({"params": params}, image, mutable=["intermediates"])
+        _, variables = infer(params)
     last = f"encoderblock_{model.depth - 1}"
     sown = variables["intermediates"]["Transformer"][last]["MultiHeadDotProductAttention_0"]
     compare_all_close("attn_last", sown["attention_weights"][0], arrays["attn_last"])

@@ -1,10 +1,9 @@
-"""Single modules of aanna0701/SPT_LSA_ViT: shifted views, SPT of images and tokens, attention of ViT and CaiT.
+"""Single modules of aanna0701/SPT_LSA_ViT: shifted views, SPT of images and tokens, attention.
 
 Names are those of a module `x`, here and there.
 """
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from golden_checks import below, checks
@@ -78,7 +77,9 @@ def compare_attention(module, arrays, kinds, weights):
     """Holds an attention against one file, and the weights that it sows by that name."""
     table = attention("x", "x", kinds) | head_mixes("x", "x")
     variables = {"params": parameters(arrays, table, module.num_heads)}
-    _, sown = module.apply(variables, *inputs_of(arrays).values(), mutable=["intermediates"])
+    attend = jax.jit(lambda *inputs: module.apply(variables, *inputs, mutable=["intermediates"]))
+    with jax.default_matmul_precision("highest"):
+        _, sown = attend(*inputs_of(arrays).values())
     compare_all_close("attn", sown["intermediates"][weights][0], arrays["attn"])
     apply = lambda params, *inputs: module.apply({"params": params}, *inputs)
     compare_unit(apply, arrays, table, module.num_heads)
@@ -97,10 +98,15 @@ def inputs_of(arrays):
 
 def compare_unit(apply, arrays, table, num_heads=1):
     """Holds `apply(params, *inputs)` against one file: output, gradients of parameters and inputs."""
-    inputs = inputs_of(arrays)
+
+    @jax.jit
+    def run(cotangent, *arguments):
+        y, pull = jax.vjp(apply, *arguments)
+        return y, pull(cotangent)
+
+    inputs, params = inputs_of(arrays), parameters(arrays, table, num_heads)
     with jax.default_matmul_precision("highest"):
-        y, pull = jax.vjp(apply, parameters(arrays, table, num_heads), *inputs.values())
-        grads, *grad_inputs = pull(jnp.asarray(arrays["cotangent"], jnp.float32))
+        y, (grads, *grad_inputs) = run(ours(arrays["cotangent"]), params, *inputs.values())
     compare_all_close("output", y, arrays["output"])
     found = {name.removeprefix("x."): grad for name, grad in to_timm({"x": grads}, table=table).items()}
     compare_gradients(below(arrays, "grad/"), found, GRADIENT)

@@ -32,8 +32,9 @@ def save(
         parameters (`variables.join`).
       format: `npz` or `safetensors`; by default what the path ends in.
       names: `vitjax`: our own, which are those of Linen and big_vision, blocks as they are. `augreg`: those
-        of the AugReg collection, from before Linen. `timm`: PyTorch names and layouts. `spt_lsa`: the
-        same of the official code of the small-dataset paper. The last three have their blocks in a loop. Whether positions have an entry for the class token is left as it is.
+        of the AugReg collection, from before Linen. `timm`: PyTorch names and layouts. `spt_lsa`: the same,
+        as the official code of the small-dataset paper has them. All but the first have their blocks in a
+        loop. Whether positions have an entry for the class token is left as it is.
 
     Raises:
       UserError: a wrong format or naming, no name for a parameter there, no float32, or no room on the disk.

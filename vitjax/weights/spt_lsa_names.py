@@ -1,4 +1,4 @@
-"""Names of the official code of "Vision Transformer for Small-Size Datasets", aanna0701/SPT_LSA_ViT: ViT and CaiT.
+"""Names of ViT and CaiT in the official code of the small-dataset paper, aanna0701/SPT_LSA_ViT.
 
 Its Linears, norms and attentions have equal names in all of its networks that are not taken from elsewhere;
 the functions here are for their tables.
