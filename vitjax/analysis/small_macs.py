@@ -1,8 +1,8 @@
 """What the reduced networks cost as their paper counts it: `python -m vitjax.analysis.small_macs`.
 
 Prints multiply-accumulates, computed from our models of `models.small`, beside the published numbers ("Vision
-Transformer for Small-Size Datasets", arXiv 2112.13492, and the README of its official code, in millions; these
-are exact, from the counters of the authors' development repository, aanna0701/SPM_LMSA_ViT).
+Transformer for Small-Size Datasets", arXiv 2112.13492, and the README of its official code give them in
+millions; these are exact, from the counters of the authors' development repository, aanna0701/SPM_LMSA_ViT).
 
 The paper's convention is one image of 64x64 pixels and 200 classes. Matrix products and convolutions count as
 everywhere, a LayerNorm one for each number that it normalises; biases, softmax, GELU, LayerScale, LSA's scale
