@@ -134,10 +134,8 @@ class CaiT(ViT):
         """The blocks of the second stage."""
         fields = self.block_fields() | {"talking_heads": self.class_talking_heads, "keys": self.class_keys}
         scales = self.layer_scales(self.class_depth) or [fields["layer_scale"]] * self.class_depth
-        return [
-            ClassAttentionBlock(**fields | {"layer_scale": scale}, name=f"class_attention_{i}")
-            for i, scale in enumerate(scales)
-        ]
+        of_blocks: list[dict[str, Any]] = [fields | {"layer_scale": scale} for scale in scales]
+        return [ClassAttentionBlock(**of, name=f"class_attention_{i}") for i, of in enumerate(of_blocks)]
 
 
 def names() -> tuple[str, ...]:
