@@ -23,6 +23,7 @@ class HeadProjection(nn.Module):
     use_bias: bool = True
     into_heads: bool = True
     kernel_init: Initializer = AUGREG.kernel
+    bias_init: Initializer = nn.initializers.zeros
 
     @nn.compact
     def __call__(self):
@@ -31,7 +32,7 @@ class HeadProjection(nn.Module):
         matrix, bias_shape = ((a, b * c), (b, c)) if self.into_heads else ((a * b, c), (c,))
         draw = lambda key, shape: self.kernel_init(key, matrix).reshape(shape)
         kernel = self.param("kernel", draw, self.shape)
-        return kernel, self.param("bias", nn.initializers.zeros, bias_shape) if self.use_bias else None
+        return kernel, self.param("bias", self.bias_init, bias_shape) if self.use_bias else None
 
 
 class MultiHeadDotProductAttention(nn.Module):
@@ -74,9 +75,10 @@ class MultiHeadDotProductAttention(nn.Module):
         if self.head_dim is None and width % self.num_heads:
             raise UserError(f"width={width} cannot be split over num_heads={self.num_heads} heads.")
         shape = (width, self.num_heads, self.head_dim or width // self.num_heads)
+        begin = self.initialisation.kernel, self.initialisation.bias_of(width)
 
         def heads(inputs, name):
-            kernel, bias = HeadProjection(shape, self.qkv_bias, True, self.initialisation.kernel, name=name)()
+            kernel, bias = HeadProjection(shape, self.qkv_bias, True, *begin, name=name)()
             y = affine(inputs, kernel.reshape(width, -1), None if bias is None else bias.reshape(-1))
             return y.reshape(*y.shape[:-1], *shape[1:])
 
@@ -105,7 +107,8 @@ class MultiHeadDotProductAttention(nn.Module):
     def merge(self, y, width):
         """Projects the heads' results `[B, N, H, Dh]` back to `[B, N, D]`."""
         shape = (*y.shape[-2:], width)
-        kernel, bias = HeadProjection(shape, True, False, self.initialisation.kernel, name="out")()
+        begin = self.initialisation.kernel, self.initialisation.bias_of(shape[0] * shape[1])
+        kernel, bias = HeadProjection(shape, True, False, *begin, name="out")()
         return affine(y.reshape(*y.shape[:-2], -1), kernel.reshape(-1, width), bias)
 
 

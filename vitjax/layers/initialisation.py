@@ -37,6 +37,7 @@ class Initialisation:
       token: of the tokens that are put before the patches.
       position_std: deviation of a learned position embedding; None: that of its layout.
       head: of the head's kernel where it does not begin at zero.
+      bias: from the fan-in to the initialiser of every bias of a linear layer; None: as said above.
     """
 
     kernel: Initializer
@@ -45,6 +46,11 @@ class Initialisation:
     token: Initializer
     position_std: float | None
     head: Initializer
+    bias: Callable[[int], Initializer] | None = None
+
+    def bias_of(self, fan_in: int, otherwise: Initializer = nn.initializers.zeros) -> Initializer:
+        """Returns what draws the bias of a linear layer with so many inputs; `otherwise` without `bias`."""
+        return otherwise if self.bias is None else self.bias(fan_in)
 
 
 AUGREG = Initialisation(  # google-research/vision_transformer and big_vision
@@ -68,4 +74,16 @@ DEIT = Initialisation(
     head=_NORMAL,
 )
 
-INITIALISATIONS = {"augreg": AUGREG, "deit": DEIT}
+# Every linear layer as PyTorch makes it: the reduced Swin of aanna0701/SPT_LSA_ViT has no initialisation of its own.
+_UNIFORM = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # in ±1/sqrt(fan_in)
+TORCH = Initialisation(
+    kernel=_UNIFORM,
+    mlp_bias=nn.initializers.zeros,
+    patch=torch_default,
+    token=_NORMAL,
+    position_std=0.02,
+    head=_UNIFORM,
+    bias=lambda fan_in: torch_default(fan_in)[1],
+)
+
+INITIALISATIONS = {"augreg": AUGREG, "deit": DEIT, "torch": TORCH}

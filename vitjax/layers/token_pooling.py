@@ -1,6 +1,7 @@
-"""Pooling of tokens by shifted patch tokenization: a quarter of the patches, wider ones.
+"""Pooling of tokens to a quarter of the patches, wider ones: by shifted patch tokenization, by convolution.
 
-"Vision Transformer for Small-Size Datasets" (arXiv 2112.13492), section 3.2, and aanna0701/SPT_LSA_ViT.
+"Vision Transformer for Small-Size Datasets" (arXiv 2112.13492), section 3.2, and aanna0701/SPT_LSA_ViT;
+"Rethinking Spatial Dimensions of Vision Transformers" (arXiv 2103.16302), section 3, and naver-ai/pit.
 """
 
 import flax.linen as nn
@@ -9,6 +10,7 @@ from jax.typing import DTypeLike
 
 from vitjax.errors import UserError
 from vitjax.layers.dense import Dense
+from vitjax.layers.depthwise import depthwise_convolve
 from vitjax.layers.initialisation import AUGREG, Initialisation
 from vitjax.layers.shifted_patches import ShiftedPatchTokenization
 
@@ -42,9 +44,9 @@ class ShiftedPatchPooling(nn.Module):
             raise ValueError(f"{tokens.shape[1]} tokens do not fill a grid of {height}x{width}.")
         if height % 2 or width % 2:
             raise UserError(
-                f"Pooling with shifted patches halves a grid of tokens, but this one is {height}x{width}: both "
-                "sides must be even. Change the crop in the preprocessing string or the model's patch_size, "
-                "or pool without SPT (spt_pooling=False)."
+                f"Pooling with shifted patches halves a grid of tokens, but this one is {height}x{width}: "
+                "both sides must be even. Change the crop in the preprocessing string or the model's "
+                "patch_size, or pool without SPT (spt_pooling=False)."
             )
         front, patches = jnp.split(tokens, [in_front], axis=1)
         pooled = self._pool(patches.reshape(len(patches), height, width, -1))
@@ -72,8 +74,7 @@ class ShiftedPatchPooling(nn.Module):
 class DepthwisePooling(nn.Module):
     """Pools tokens on a grid by a convolution, `[B, T + h w, C] -> [B, T + ceil(h/2) ceil(w/2), width]`.
 
-    PiT's ("Rethinking Spatial Dimensions of Vision Transformers", arXiv 2103.16302, section 3): 3x3 filters
-    with stride 2 and a border of zeros, `depthwise` (`kernel` `[3, 3, 1, width]`, `bias` `[width]`). Channel c
+    PiT's: 3x3 filters with stride 2 and a border of zeros, `depthwise` (`kernel` `[3, 3, 1, width]`, `bias` `[width]`). Channel c
     is seen by `width / C` filters, which make outputs c * width / C and those after it. `pointwise` mixes
     channels afterwards, as aanna0701/SPT_LSA_ViT does (`kernel` `[width, width]`, `bias` `[width]`). The T
     tokens in front share a linear layer `cls` (`kernel` `[C, width]`, `bias` `[width]`).

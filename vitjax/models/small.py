@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 
+from vitjax.models.swin import Swin
 from vitjax.models.vit import ViT
 
 Fields = dict[str, Any]
@@ -42,6 +43,23 @@ NETWORKS: dict[str, Network] = {
         ),
         dict(spt="diagonal"),
         dict(lsa="both", lsa_mask=-987654321.0),
+    ),
+    # With the position embedding that the release always has: abs_pos=False is the network whose parameters
+    # the paper counts.
+    "swin": Network(
+        Swin,
+        dict(
+            width=96,
+            depths=(2, 6, 4),
+            num_heads=(3, 6, 12),
+            window=4,
+            patch_size=2,
+            mlp_ratio=2.0,
+            abs_pos=True,
+            initialisation="torch",
+        ),
+        dict(spt="diagonal", spt_pooling=True),
+        dict(lsa="both"),
     ),
 }
 

@@ -1,0 +1,65 @@
+"""Swin's names: those of the official files, of timm, and of the released networks for small data sets.
+
+The official code, timm before 0.9 and aanna0701/SPT_LSA_ViT have a pooling at the end of the stage before it, timm
+since then at the beginning of the stage after it. Everything else has one name in all of them but the head.
+"""
+
+import re
+from collections.abc import Collection
+
+from vitjax.weights.timm_names import CONV, SAME, Table, linear, norm, out, projections
+
+_THEIRS, _OURS = "layers.{i}.blocks.{j}", "stage_{i}/encoderblock_{j}"
+_ATTENTION = f"{_OURS}/WindowAttention_0"
+
+_COMMON: Table = {
+    "patch_embed.proj.weight": (CONV, "embedding/kernel"),
+    "patch_embed.proj.bias": (SAME, "embedding/bias"),
+    **norm("patch_embed.norm", "embedding_norm"),
+    "absolute_pos_embed": (SAME, "pos_embedding"),
+    **norm(f"{_THEIRS}.norm1", f"{_OURS}/LayerNorm_0"),
+    "layers.{i}.blocks.{j}.attn.scale": (SAME, f"{_ATTENTION}/scale"),
+    "layers.{i}.blocks.{j}.attn.relative_position_bias_table": (SAME, f"{_ATTENTION}/relative_position_bias"),
+    **projections(f"{_THEIRS}.attn.qkv", _ATTENTION, ("query", "key", "value")),
+    **out(f"{_THEIRS}.attn.proj", _ATTENTION),
+    **norm(f"{_THEIRS}.norm2", f"{_OURS}/LayerNorm_1"),
+    **linear(f"{_THEIRS}.mlp.fc1", f"{_OURS}/MlpBlock_0/Dense_0"),
+    **linear(f"{_THEIRS}.mlp.fc2", f"{_OURS}/MlpBlock_0/Dense_1"),
+    **norm("norm", "encoder_norm"),
+}
+
+
+def _merging(theirs: str) -> Table:
+    return {
+        **norm(f"{theirs}.norm", "pooling_{i}/norm"),
+        f"{theirs}.reduction.weight": linear(theirs, "pooling_{i}/projection")[f"{theirs}.weight"],
+    }
+
+
+def _shifted_patches(theirs: str, ours: str) -> Table:
+    return norm(f"{theirs}.merging.1", f"{ours}/norm") | linear(f"{theirs}.merging.2", f"{ours}/projection")
+
+
+TIMM: Table = {**_COMMON, **_merging("layers.{i+1}.downsample"), **linear("head.fc", "head")}
+
+_RELEASED = {**_COMMON, **_shifted_patches("patch_embed", "embedding"), **linear("head", "head")}
+OFFICIAL: Table = {**_RELEASED, **_merging("layers.{i}.downsample")}
+SHIFTED_POOLING: Table = {**_RELEASED, **_shifted_patches("layers.{i}.downsample", "pooling_{i}")}
+
+ALL: Table = {**OFFICIAL, **SHIFTED_POOLING}  # to read; to write, a pooling must have one name (`released`)
+
+
+def released(ours: Collection[str]) -> Table:
+    """The table by which the official or the released code names these parameters of ours."""
+    return SHIFTED_POOLING if "pooling_0/projection/bias" in ours else OFFICIAL
+
+
+def is_swin(names: Collection[str]) -> bool:
+    """Whether these are the names of a Swin."""
+    return any(name.endswith(".attn.relative_position_bias_table") for name in names)
+
+
+def is_timm(names: Collection[str]) -> bool:
+    """Whether these are the names that timm since 0.9 has for one."""
+    first = re.compile(r"layers\.0\.downsample\..*|head\.(weight|bias)")
+    return is_swin(names) and not any(first.fullmatch(name) for name in names)
