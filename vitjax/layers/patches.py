@@ -48,9 +48,7 @@ def refuse_other_channels(kernel, channels: int) -> None:
         )
 
 
-def refuse_partial_strides(
-    size: Sequence[int], patch_size: tuple[int, int], stride: tuple[int, int]
-) -> None:
+def refuse_partial_strides(size: Sequence[int], patch_size: tuple[int, int], stride: tuple[int, int]) -> None:
     """Raises a `UserError` if overlapping patches do not end at the borders of an image of `size` pixels."""
     sizes = list(zip(size, patch_size, stride, strict=True))
     if any(pixels < patch or (pixels - patch) % step for pixels, patch, step in sizes):
@@ -76,7 +74,9 @@ class PatchEmbedding(nn.Module):
     patch_size: tuple[int, int]
     dtype: DTypeLike = jnp.float32
     initialisation: Initialisation = AUGREG
-    stride: tuple[int, int] | None = None  # pixels from one patch to the next, (down, across); None: the patch
+    stride: tuple[int, int] | None = (
+        None  # pixels from one patch to the next, (down, across); None: the patch
+    )
 
     @nn.compact
     def __call__(self, image):
