@@ -38,6 +38,10 @@ class Initialisation:
       position_std: deviation of a learned position embedding; None: that of its layout.
       head: of the head's kernel where it does not begin at zero.
       bias: from the fan-in to the initialiser of every bias of a linear layer; None: as said above.
+      head_mix: of the kernels that mix talking heads; None: as `kernel`.
+      stacked: how many projections of equal size the code base draws as one matrix with that of query, key
+        and value: they count in its fan-out.
+      conv: as `patch`, of convolutions, also of a patch embedding where the code base has one; None: as `patch`.
     """
 
     kernel: Initializer
@@ -47,10 +51,17 @@ class Initialisation:
     position_std: float | None
     head: Initializer
     bias: Callable[[int], Initializer] | None = None
+    head_mix: Initializer | None = None
+    stacked: tuple[int, int, int] = (1, 1, 1)
+    conv: Callable[[int], tuple[Initializer, Initializer]] | None = None
 
     def bias_of(self, fan_in: int, otherwise: Initializer = nn.initializers.zeros) -> Initializer:
         """Returns what draws the bias of a linear layer with so many inputs; `otherwise` without `bias`."""
         return otherwise if self.bias is None else self.bias(fan_in)
+
+    def conv_of(self, fan_in: int) -> tuple[Initializer, Initializer]:
+        """Returns what draws kernel `[k, k, C, D]` and bias of a convolution with that fan-in."""
+        return (self.conv or self.patch)(fan_in)
 
 
 AUGREG = Initialisation(  # google-research/vision_transformer and big_vision
@@ -74,7 +85,8 @@ DEIT = Initialisation(
     head=_NORMAL,
 )
 
-# Every linear layer as PyTorch makes it: the reduced Swin of aanna0701/SPT_LSA_ViT has no initialisation of its own.
+# Every linear layer as PyTorch makes it: PiT, and the reduced Swin of aanna0701/SPT_LSA_ViT, have no
+# initialisation of their own for them.
 _UNIFORM = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # in ±1/sqrt(fan_in)
 TORCH = Initialisation(
     kernel=_UNIFORM,
@@ -86,4 +98,31 @@ TORCH = Initialisation(
     bias=lambda fan_in: torch_default(fan_in)[1],
 )
 
-INITIALISATIONS = {"augreg": AUGREG, "deit": DEIT, "torch": TORCH}
+# aanna0701/SPT_LSA_ViT: xavier-normal matrices, truncated nowhere; a patch embedding is a matrix as well.
+_XAVIER_NORMAL = nn.initializers.variance_scaling(1.0, "fan_avg", "normal")
+
+
+def _xavier_normal_matrix(fan_in: int) -> tuple[Initializer, Initializer]:
+    """Kernel, drawn as `[fan_in, D]` whatever its shape, and bias of a Linear."""
+
+    def kernel(key, shape, dtype=jnp.float32):
+        return _XAVIER_NORMAL(key, (fan_in, shape[-1]), dtype).reshape(shape)
+
+    return kernel, nn.initializers.zeros
+
+
+SMALL_DATASETS = Initialisation(
+    kernel=_XAVIER_NORMAL,
+    mlp_bias=nn.initializers.zeros,
+    patch=_xavier_normal_matrix,
+    token=nn.initializers.normal(1.0),
+    position_std=1.0,
+    head=_XAVIER_NORMAL,
+    head_mix=nn.initializers.normal(1.0),
+    stacked=(3, 3, 3),
+    conv=lambda fan_in: (_XAVIER_NORMAL, nn.initializers.zeros),
+)
+# Its CaiT has one Linear for queries and one for keys and values.
+SMALL_DATASETS_CAIT = dataclasses.replace(SMALL_DATASETS, stacked=(1, 2, 2))
+
+INITIALISATIONS = {"augreg": AUGREG, "deit": DEIT, "torch": TORCH, "small_datasets": SMALL_DATASETS}

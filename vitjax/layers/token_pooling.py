@@ -74,10 +74,10 @@ class ShiftedPatchPooling(nn.Module):
 class DepthwisePooling(nn.Module):
     """Pools tokens on a grid by a convolution, `[B, T + h w, C] -> [B, T + ceil(h/2) ceil(w/2), width]`.
 
-    PiT's: 3x3 filters with stride 2 and a border of zeros, `depthwise` (`kernel` `[3, 3, 1, width]`, `bias` `[width]`). Channel c
-    is seen by `width / C` filters, which make outputs c * width / C and those after it. `pointwise` mixes
-    channels afterwards, as aanna0701/SPT_LSA_ViT does (`kernel` `[width, width]`, `bias` `[width]`). The T
-    tokens in front share a linear layer `cls` (`kernel` `[C, width]`, `bias` `[width]`).
+    PiT's: 3x3 filters with stride 2 and a border of zeros, `depthwise` (`kernel` `[3, 3, 1, width]`, `bias`
+    `[width]`). Channel c is seen by `width / C` filters, which make outputs c * width / C and those after it.
+    `pointwise` mixes channels afterwards, as aanna0701/SPT_LSA_ViT does (`kernel` `[width, width]`, `bias`
+    `[width]`). The T tokens in front share a linear layer `cls` (`kernel` `[C, width]`, `bias` `[width]`).
     """
 
     width: int
@@ -108,8 +108,8 @@ class DepthwisePooling(nn.Module):
         filters, rest = divmod(self.width, x.shape[-1])
         if rest:
             raise UserError(
-                f"A depthwise pooling cannot make {self.width} channels of {x.shape[-1]}: the width of a stage "
-                "must be a multiple of that before it."
+                f"A depthwise pooling cannot make {self.width} channels of {x.shape[-1]}: the width of a stage"
+                " must be a multiple of that before it."
             )
         kernel, bias = DepthwiseFilters(self.width, self.initialisation, name="depthwise")()
         # As many depthwise convolutions as filters a channel has: on a CPU the gradient of one over groups
