@@ -74,7 +74,7 @@ DEIT = Initialisation(
     head=_NORMAL,
 )
 
-# Every linear layer as PyTorch makes it: the reduced Swin of aanna0701/SPT_LSA_ViT has no initialisation of its own.
+# Every linear layer as PyTorch makes it: the reduced Swin of aanna0701/SPT_LSA_ViT leaves them so.
 _UNIFORM = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # in ±1/sqrt(fan_in)
 TORCH = Initialisation(
     kernel=_UNIFORM,
