@@ -1,4 +1,4 @@
-"""The reduced Swin of the small-dataset paper, as released: networks in four variants, attention in windows."""
+"""The reduced Swin of the small-dataset paper, as released: networks and attention in windows."""
 
 import jax
 import jax.numpy as jnp

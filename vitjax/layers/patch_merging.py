@@ -11,11 +11,11 @@ from vitjax.layers.norm import LayerNorm
 
 
 class PatchMerging(nn.Module):
-    """Joins every 2x2 tokens, normalises them and maps them to `width`: `[B, h, w, C] -> [B, h/2, w/2, width]`.
+    """Joins 2x2 tokens each, normalises and projects them: `[B, h, w, C] -> [B, h/2, w/2, width]`.
 
-    "Swin Transformer" (arXiv 2103.14030), section 3.1. Parameters: `norm` over the 4C numbers, and `projection`
-    with a `kernel` `[4C, width]` and no bias. In the official code, and here, the four lie column by column:
-    the one below the first comes before the one to its right.
+    "Swin Transformer" (arXiv 2103.14030), section 3.1. Parameters: `norm` over the 4C numbers, and
+    `projection` with a `kernel` `[4C, width]` and no bias. In the official code, and here, the four lie
+    column by column: the one below the first comes before the one to its right.
     """
 
     width: int

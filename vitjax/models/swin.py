@@ -1,7 +1,7 @@
 """Swin: a pyramid of Transformer stages whose attention stays within shifted windows.
 
-Sources: "Swin Transformer" (arXiv 2103.14030), microsoft/Swin-Transformer, and the reduced networks of "Vision
-Transformer for Small-Size Datasets" (arXiv 2112.13492), aanna0701/SPT_LSA_ViT.
+Sources: "Swin Transformer" (arXiv 2103.14030) and microsoft/Swin-Transformer; for SPT, LSA and the reduced
+networks "Vision Transformer for Small-Size Datasets" (arXiv 2112.13492) and aanna0701/SPT_LSA_ViT.
 """
 
 import re
@@ -66,12 +66,12 @@ class Swin(nn.Module):
       depths: number of blocks of each stage.
       num_heads: of each stage.
       window: side of the windows in tokens. Along a side of the map that is no longer than that the window is
-        the whole side and nothing shifts, as in the official code (which has square windows only: the shorter
-        side decides there for both).
+        the whole side and nothing shifts. So it is in timm; in the official code the shorter side decides for
+        both, which is the same for square images.
       patch_size: one number, or (height, width).
       mlp_ratio: width of the MLP's hidden layer, in widths of the stage.
-      abs_pos: add a learned position embedding to the patches. The official networks have none; the released
-        reduced ones have it, but the parameters that their paper counts do not.
+      abs_pos: add a learned position embedding to the patches. The official networks have none; the reduced
+        ones have it as released, but are without it where their paper counts parameters.
       dropout: rate after the embedding, after attention and after both layers of the MLP.
       drop_path: rate of stochastic depth in the last block of all, growing linearly from 0 in the first.
       drop_path_rescale: divide what survives by its probability.
@@ -80,8 +80,8 @@ class Swin(nn.Module):
       spt: shifted patch tokenization in place of the linear embedding and the norm after it: `none`, or where
         the views look: `diagonal` (the paper's four), `cardinal`, `all` eight.
       spt_ratio: by how much of a patch the views of the embedding are shifted, rounded down to pixels.
-      spt_pooling: pool with shifted patches, by one token, too, in place of patch merging; the views are those
-        of `spt`, `diagonal` without.
+      spt_pooling: pool with patches shifted by one token in place of patch merging; the views are those of
+        `spt`, without it `diagonal`.
       lsa: locality self-attention: `none`, `both` of its parts as in the paper, or `temperature` or `mask`.
       lsa_mask: what the masked diagonal of the logits is overwritten with (`layers.locality`).
       norm_epsilon: of every LayerNorm.
@@ -169,28 +169,29 @@ class Swin(nn.Module):
         """The maps and windows of all stages, for a first map of `grid` tokens.
 
         Raises:
-          UserError: windows do not divide a map, a map cannot be halved, or the window is larger than the first
-            map, so that every token of the network would attend to all and there were no windows at all.
+          UserError: windows do not divide a map, a map cannot be halved, or the window is larger than the
+            first map, so that all tokens of every stage would attend to all and there were no windows.
         """
         if self.window > max(grid):
             raise UserError(
-                f"window={self.window} is larger than the map of {grid[0]}x{grid[1]} tokens that the first stage "
-                f"sees: take larger images, a smaller patch_size than {self.patch_size}, or window={min(grid)}."
+                f"window={self.window} is larger than the map of {grid[0]}x{grid[1]} tokens that the first "
+                f"stage sees: take larger images, a smaller patch_size than {self.patch_size!r}, or "
+                f"window={min(grid)}."
             )
         found = []
         for stage in range(len(self.depths)):
-            window = tuple(min(side, self.window) for side in grid)
-            halves = stage + 1 < len(self.depths)
-            if any(side % w for side, w in zip(grid, window, strict=True)):
+            (height, width), halves = grid, stage + 1 < len(self.depths)
+            p, q = min(height, self.window), min(width, self.window)
+            if height % p or width % q:
                 raise UserError(f"window={self.window} does not divide {self._map(grid, stage)}")
-            if halves and any(side % 2 for side in grid):
+            if halves and (height % 2 or width % 2):
                 raise UserError(f"Pooling halves maps, but an odd side has {self._map(grid, stage)}")
-            shift = tuple(w // 2 if side > w else 0 for side, w in zip(grid, window, strict=True))
-            found.append(Stage(grid, window, shift))
-            grid = (grid[0] // 2, grid[1] // 2)
+            shift = (p // 2 if height > p else 0, q // 2 if width > q else 0)
+            found.append(Stage(grid, (p, q), shift))
+            grid = (height // 2, width // 2)
         return found
 
-    def _map(self, grid, stage):
+    def _map(self, grid: Pair, stage: int) -> str:
         """The end of a message about a map that does not fit."""
         tokens = self.window * 2 ** (len(self.depths) - 1)
         height, width = (tokens * stride for stride in self.stride)
@@ -204,10 +205,10 @@ class Swin(nn.Module):
     def __call__(self, image, *, train: bool = False) -> tuple[Any, dict[str, Any]]:
         """Returns logits `[B, num_classes]`, float32, and the named intermediates.
 
-        `out`: `stem` `[B, h, w, D]`, the embedded patches; `with_posemb`, the same, what enters the first
-        block (before dropout); `tokens`, the map that leaves each block of each stage, a list; `encoded`, the
-        last of them after the final norm; `head_input` and `pre_logits`, its mean `[B, 8 D]` (of four stages),
-        what the head sees; `logits`.
+        `out`: `stem` `[B, h, w, D]`, the embedded patches; `with_posemb`, what enters the first block (before
+        dropout); `tokens`, the map that leaves each block of each stage, a list; `encoded`, the last of them
+        after the final norm; `head_input` and `pre_logits`, its mean `[B, 8 D]` (of four stages), what the
+        head sees; `logits`.
         """
         if not jnp.issubdtype(image.dtype, jnp.floating):
             raise UserError(

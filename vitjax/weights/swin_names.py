@@ -1,7 +1,8 @@
 """Swin's names: those of the official files, of timm, and of the released networks for small data sets.
 
-The official code, timm before 0.9 and aanna0701/SPT_LSA_ViT have a pooling at the end of the stage before it, timm
-since then at the beginning of the stage after it. Everything else has one name in all of them but the head.
+A pooling is at the end of the stage before it in the official code, in timm before 0.9 and in
+aanna0701/SPT_LSA_ViT, and at the beginning of the stage after it in timm since then. The head differs, too;
+all else has the same name everywhere.
 """
 
 import re

@@ -154,7 +154,8 @@ def from_timm(
 ) -> dict[str, Any]:
     """Converts a timm state dict (name -> array, torch layouts) into our nested parameters.
 
-    `num_heads` is that of all attentions, or a function of one of our names (`tables.heads_in`). Blocks come out in loop form, `encoderblock_{i}`; `layers.encoder.loop_to_scan`
+    `num_heads` is that of all attentions, or a function of one of our names (`tables.heads_in`).
+    Blocks come out in loop form, `encoderblock_{i}`; `layers.encoder.loop_to_scan`
     stacks them. An entry the table does not know is a `UserError`.
     """
     params, templates = {}, Templates(table)
