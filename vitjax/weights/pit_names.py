@@ -9,6 +9,7 @@ from collections.abc import Collection
 
 import numpy as np
 
+from vitjax.errors import UserError
 from vitjax.weights.spt_lsa_names import spt, spt_pooling, vit_block
 from vitjax.weights.timm_cnn_names import CONV_HEAD
 from vitjax.weights.timm_names import CONV, SAME, Layout, Table, linear, norm, out, projections
@@ -17,16 +18,23 @@ _STAGE, _BLOCK, _POOLING = "stage_{i}", "stage_{i}/encoderblock_{j}", "pooling_{
 _MHA = "MultiHeadDotProductAttention_0"
 
 
-def _onto_square(positions: np.ndarray) -> np.ndarray:
-    """`[1, h*w, D]` as `[1, D, h, w]`. ValueError: it is no square."""
-    side = math.isqrt(positions.shape[1])
-    return positions.reshape(1, side, side, -1).transpose(0, 3, 1, 2)
+def positions(grid: tuple[int, int] | None = None) -> Layout:
+    """`[1, D, h, w]` and `[1, h*w, D]`, on that grid of (height, width); None: on a square one."""
+
+    def back(arrays):
+        (posemb,) = arrays
+        side = math.isqrt(posemb.shape[1])
+        height, width = grid or (side, side)
+        if height * width != posemb.shape[1]:
+            raise UserError(
+                f"The {posemb.shape[1]} positions of this PiT lie on no square, but where the names are those "
+                "of timm they stand in its form, (height, width): write it with the names of vitjax."
+            )
+        return posemb.reshape(1, height, width, -1).transpose(0, 3, 1, 2)
+
+    return Layout(lambda array, _: [array.reshape(*array.shape[:2], -1).transpose(0, 2, 1)], back)
 
 
-POSITIONS = Layout(  # [1, D, h, w] and [1, h*w, D]
-    lambda array, _: [array.reshape(*array.shape[:2], -1).transpose(0, 2, 1)],
-    lambda arrays: _onto_square(arrays[0]),
-)
 TOKENS = Layout(  # [1, 2, D] and twice [1, 1, D]
     lambda array, _: np.split(array, 2, axis=1),
     lambda tokens: np.concatenate(tokens, axis=1),
@@ -44,7 +52,7 @@ def _pooling(theirs: str) -> Table:
 _THEIRS = "transformers.{i}.blocks.{j}"
 
 _COMMON: Table = {
-    "pos_embed": (POSITIONS, "pos_embedding"),
+    "pos_embed": (positions(), "pos_embedding"),
     **_convolution("patch_embed.conv", "embedding"),
     **norm(f"{_THEIRS}.norm1", f"{_BLOCK}/LayerNorm_0"),
     **projections(f"{_THEIRS}.attn.qkv", f"{_BLOCK}/{_MHA}", ("query", "key", "value")),
