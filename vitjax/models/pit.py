@@ -159,7 +159,10 @@ class PiT(ViT):
         }
 
     def encode_on(self, grid, x, train) -> tuple[Any, dict[str, Any]]:
-        """Returns what is pooled, `[B, N, D]` of the last stage, and `tokens`, `grids`, `encoded`."""
+        """Returns what is pooled, `[B, N, D]` of the last stage, and `tokens`, `grids`, `encoded`.
+
+        Of a class or distillation token that is all that is pooled, only those are returned first.
+        """
         grid = tuple(grid)
         rates = self.rates() if self.drop_path else None
         tokens, grids = [], []
@@ -171,9 +174,10 @@ class PiT(ViT):
             x, after = self.stage(stage, rates and rates[first : first + depth])(x, train=train)
             tokens += list(after)
             grids += [grid] * depth
-        if not self.fc_norm:
-            x = LayerNorm(self.norm_epsilon, name="encoder_norm")(x)
-        return x, {"tokens": tokens, "grids": grids, "encoded": x}
+        norm = (lambda x: x) if self.fc_norm else LayerNorm(self.norm_epsilon, name="encoder_norm")
+        encoded = norm(x)  # dead code where only logits are asked for, which depend on the tokens in front
+        pooled = norm(x[:, : len(self.tokens_in_front)]) if self.pool == "tok" else encoded
+        return pooled, {"tokens": tokens, "grids": grids, "encoded": encoded}
 
     def rates(self) -> tuple[float, ...]:
         """The rate of stochastic depth of each block of all stages."""
