@@ -10,8 +10,11 @@ from vitjax.models.small import NETWORKS, Network
 from vitjax.weights.spt_lsa_names import VIT
 from vitjax.weights.timm_names import to_timm
 
-# PyTorch's own float32 error on logits of about 1 is up to 5e-6 over all of these networks; ours here: 2e-6.
+# Share of max(1, max|reference|). PyTorch's own float32 error over all of these networks is up to 5e-6 on
+# logits of about 1; ours on ViT, CaiT and their units, attention weights included, 2.8e-6.
 FORWARD = 1e-5
+# Share of the tensor's largest gradient. PyTorch's own is up to 4.7e-5; ours on ViT and CaiT 3.1e-5.
+GRADIENT = 2e-4
 
 
 @checks(lambda config: config.get("backbone") == "vit")
@@ -46,8 +49,9 @@ def compare_release(model, arrays, table):
     loss = lambda out: jnp.sum(out["logits"] * arrays["cotangent"])
     out, grads, grad_image = forward_and_gradient(model, params, image, loss)
     compare_all_close("logits", out["logits"], arrays["logits"])
-    compare_gradients(below(arrays, "grad/"), to_timm(grads, table=table))
-    compare_gradients({"input": arrays["grad_input"]}, {"input": np.asarray(grad_image).transpose(0, 3, 1, 2)})
+    compare_gradients(below(arrays, "grad/"), to_timm(grads, table=table), GRADIENT)
+    of_image = np.asarray(grad_image).transpose(0, 3, 1, 2)
+    compare_gradients({"input": arrays["grad_input"]}, {"input": of_image}, GRADIENT)
 
 
 def compare_all_close(what, ours, reference):
@@ -60,8 +64,9 @@ def compare_all_close(what, ours, reference):
 def compare_last_attention(model, arrays, table):
     """Holds the attention weights of the last block, as `intermediates` has them, against the file's."""
     params, image = loaded(model, arrays, table)
+    infer = jax.jit(lambda params: model.apply({"params": params}, image, mutable=["intermediates"]))
     with jax.default_matmul_precision("highest"):
-        _, variables = model.apply({"params": params}, image, mutable=["intermediates"])
+        _, variables = infer(params)
     last = f"encoderblock_{model.depth - 1}"
     sown = variables["intermediates"]["Transformer"][last]["MultiHeadDotProductAttention_0"]
     compare_all_close("attn_last", sown["attention_weights"][0], arrays["attn_last"])

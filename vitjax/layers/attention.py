@@ -1,5 +1,7 @@
 """Multi-head attention, plain and with talking heads."""
 
+import dataclasses
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -59,7 +61,7 @@ class MultiHeadDotProductAttention(nn.Module):
     head_dim: int | None = None  # by default the width over the heads
     scale: float | None = None  # of the logits, where it begins if it is learned; by default head_dim ** -0.5
     locality: Locality = NOWHERE
-    out_projection: bool = True
+    out_projection: bool = dataclasses.field(default=True, kw_only=True)
 
     @nn.compact
     def __call__(self, x, context=None):

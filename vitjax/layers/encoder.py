@@ -62,9 +62,9 @@ class EncoderBlock(nn.Module):
     dtype: DTypeLike = jnp.float32
     initialisation: Initialisation = AUGREG
     talking_heads: bool = False
-    mixing_bias: bool = True  # of talking heads
     head_dim: int | None = None  # by default the width over the heads
     locality: Locality = NOWHERE
+    mixing_bias: bool = True  # of talking heads
     out_projection: bool = True  # of the attention
 
     @nn.compact

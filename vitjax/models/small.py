@@ -107,6 +107,15 @@ NETWORKS: dict[str, Network] = {
     ),
 }
 
+
+def at_64_pixels(network: str) -> Fields:
+    """What changes for images of 64 pixels: patches have twice the side, a T2T-ViT one more soft split."""
+    fields = NETWORKS[network].fields
+    if "splits" in fields:
+        return {"splits": fields["splits"] + 1}
+    return {"patch_size": 2 * fields["patch_size"]}
+
+
 # The letters before the name, and whether the network has SPT and LSA.
 VARIANTS = {"small": (False, False), "s": (True, False), "l": (False, True), "sl": (True, True)}
 

@@ -1,4 +1,4 @@
-"""Names of the official code of "Vision Transformer for Small-Size Datasets", aanna0701/SPT_LSA_ViT: ViT and CaiT.
+"""Names of ViT and CaiT in the official code of the small-dataset paper, aanna0701/SPT_LSA_ViT.
 
 Its Linears, norms and attentions have equal names in all of its networks that are not taken from elsewhere;
 the functions here are for their tables.
@@ -46,6 +46,12 @@ def attention(theirs: str, ours: str, kinds: dict[str, tuple[str, ...]]) -> Tabl
     return table | out(f"{theirs}.to_out.0", ours)
 
 
+def head_mixes(theirs: str, ours: str) -> Table:
+    """The mixes of an attention with talking heads, which have no bias."""
+    mixes = {"mix_heads_pre_attn": "proj_l", "mix_heads_post_attn": "proj_w"}
+    return {f"{theirs}.{name}": (SAME, f"{ours}/{mix}/kernel") for name, mix in mixes.items()}
+
+
 def mlp(theirs: str, ours: str) -> Table:
     """The feed-forward half of a block."""
     return linear(f"{theirs}.net.0", f"{ours}/Dense_0") | linear(f"{theirs}.net.3", f"{ours}/Dense_1")
@@ -68,10 +74,8 @@ def cait_block(theirs: str, ours: str) -> Table:
         table[f"{theirs}.{i}.scale"] = (LAYER_SCALE, f"{ours}/LayerScale_{i}/gamma")
         table |= norm(f"{theirs}.{i}.fn.norm", f"{ours}/LayerNorm_{i}")
     inside, attends = f"{theirs}.0.fn.fn", f"{ours}/{MHA}"
-    for when, name in (("pre", "proj_l"), ("post", "proj_w")):
-        table[f"{inside}.mix_heads_{when}_attn"] = (SAME, f"{attends}/{name}/kernel")
     table |= attention(inside, attends, {"to_q": ("query",), "to_kv": ("key", "value")})
-    return table | mlp(f"{theirs}.1.fn.fn", f"{ours}/MlpBlock_0")
+    return table | head_mixes(inside, attends) | mlp(f"{theirs}.1.fn.fn", f"{ours}/MlpBlock_0")
 
 
 def _around(spt_embedding: str, encoder_norm: str) -> Table:
