@@ -1,18 +1,13 @@
-"""The official small-dataset PiT (aanna0701/SPT_LSA_ViT): networks, attention of the last block, attention alone."""
+"""The official small-dataset PiT (aanna0701/SPT_LSA_ViT): forward, attention of the last block, gradients."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from golden_checks import below, checks
+from golden_checks import checks
 from golden_checks.small_vit import compare_all_close, compare_release, release
-from golden_checks.vit import compare_gradients, loaded
-from vitjax.layers.attention import MultiHeadDotProductAttention
-from vitjax.layers.locality import locality
+from golden_checks.vit import loaded
 from vitjax.models.small import NETWORKS
 from vitjax.weights.pit_names import released_table_of
-from vitjax.weights.spt_lsa_names import attention
-from vitjax.weights.timm_names import from_timm, to_timm
 from vitjax.weights.tree import flatten
 
 
@@ -40,38 +35,9 @@ def check_small_pit(config, arrays):
 def compare_last_attention(model, arrays, table):
     """Holds the attention weights of the last block of all against the file's."""
     params, image = loaded(model, arrays, table)
+    infer = jax.jit(lambda params: model.apply({"params": params}, image, mutable=["intermediates"]))
     with jax.default_matmul_precision("highest"):
-        _, variables = model.apply({"params": params}, image, mutable=["intermediates"])
+        _, variables = infer(params)
     stage = variables["intermediates"][f"stage_{len(model.depth) - 1}"]
     sown = stage[f"encoderblock_{model.depth[-1] - 1}"]["MultiHeadDotProductAttention_0"]
     compare_all_close("attn_last", sown["attention_weights"][0], arrays["attn_last"])
-
-
-@checks(lambda config: config.get("module") == "pit.Attention")
-def check_attention(config, arrays):
-    """One attention: output, weights, gradients."""
-    heads, width = config["heads"], config["dim"]
-    module = MultiHeadDotProductAttention(
-        heads,
-        qkv_bias=False,
-        head_dim=config["dim_head"],
-        locality=locality("both" if config["is_LSA"] else "none", float(config["mask_value"])),
-        out_projection=not (heads == 1 and config["dim_head"] == width),
-    )
-    table = {
-        name.removeprefix("x."): row
-        for name, row in attention("x", "x", {"to_qkv": ("query", "key", "value")}).items()
-    }
-    params = from_timm(below(arrays, "param/"), num_heads=heads, table=table)["x"]
-
-    @jax.jit
-    def run(params, x):
-        y, sown = module.apply({"params": params}, x, mutable=["intermediates"])
-        return jnp.sum(y * arrays["cotangent"]), (y, sown["intermediates"]["attention_weights"][0])
-
-    with jax.default_matmul_precision("highest"):
-        (_, (y, weights)), grads = jax.value_and_grad(run, (0, 1), has_aux=True)(params, arrays["input"])
-    compare_all_close("output", y, arrays["output"])
-    compare_all_close("attn", weights, arrays["attn"])
-    ours = {**to_timm({"x": grads[0]}, table=table), "input": np.asarray(grads[1])}
-    compare_gradients({**below(arrays, "grad/"), "input": arrays["grad_input"]}, ours)

@@ -41,7 +41,8 @@ class Initialisation:
       head_mix: of the kernels that mix talking heads; None: as `kernel`.
       stacked: how many projections of equal size the code base draws as one matrix with that of query, key
         and value: they count in its fan-out.
-      conv: as `patch`, of convolutions, also of a patch embedding where the code base has one; None: as `patch`.
+      conv: the same as `patch` of convolutions, also of a patch embedding that is one in the code base; None:
+        it is `patch`.
     """
 
     kernel: Initializer

@@ -13,11 +13,11 @@ from vitjax.layers.dense import affine
 from vitjax.layers.initialisation import AUGREG, Initialisation
 
 
-def pair(size: int | Sequence[int]) -> tuple[int, int]:
-    """Returns `(height, width)` for one number or two."""
+def pair(size: int | Sequence[int], field: str = "patch_size") -> tuple[int, int]:
+    """Returns `(height, width)` for one number or two, which are those of `field`."""
     sizes = (size, size) if isinstance(size, int) else tuple(size)
     if len(sizes) != 2 or any(not isinstance(n, int) or n < 1 for n in sizes):
-        raise UserError(f"patch_size={size!r} is neither a positive whole number nor two, (height, width).")
+        raise UserError(f"{field}={size!r} is neither a positive whole number nor two, (height, width).")
     return sizes
 
 

@@ -108,8 +108,8 @@ class DepthwisePooling(nn.Module):
         filters, rest = divmod(self.width, x.shape[-1])
         if rest:
             raise UserError(
-                f"A depthwise pooling cannot make {self.width} channels of {x.shape[-1]}: the width of a stage"
-                " must be a multiple of that before it."
+                f"A depthwise pooling cannot make {self.width} channels of {x.shape[-1]}: the width of a "
+                "stage must be a multiple of that before it."
             )
         kernel, bias = DepthwiseFilters(self.width, self.initialisation, name="depthwise")()
         # As many depthwise convolutions as filters a channel has: on a CPU the gradient of one over groups

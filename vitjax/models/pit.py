@@ -38,12 +38,12 @@ class PiT(ViT):
 
     The fields of `ViT` mean the same, `width`, `depth`, `mlp_dim` and `num_heads` with one number for each
     stage; the defaults are those of PiT-XS. Class and distillation token go through a linear layer where the
-    others are pooled. `out["tokens"]` has what leaves each block, `[B, N, D]` with N and D of its stage, always
-    as a list; `out["grids"]` the (height, width) on which its patches lie, row by row behind the tokens in
+    others are pooled. `out["tokens"]` has what leaves each block, `[B, N, D]` with N and D of its stage, as a
+    list always; `out["grids"]` the (height, width) on which its patches lie, row by row behind the tokens in
     front.
 
-    Parameters: those of `ViT`, but blocks are called `stage_{s}/encoderblock_{i}`, the pooling between stages s
-    and s + 1 `pooling_{s}`, and the final norm `encoder_norm`. With `scan` blocks are stacked stage by stage.
+    Parameters: those of `ViT`, but blocks are called `stage_{s}/encoderblock_{i}`, the pooling between stages
+    s and s + 1 `pooling_{s}`, and the final norm `encoder_norm`. With `scan`, each stage is a stack.
 
     Fields:
       patch_stride: pixels from one patch to the next, one number or (down, across); None: the patch. If less,
@@ -54,8 +54,8 @@ class PiT(ViT):
         of `spt`. False: the paper's "w/o S_pool".
       out_projection: False leaves the matrix out in stages of one head that is as wide as the stage (the
         official code of the small-dataset paper).
-      drop_path: rate of stochastic depth; block i of n has rate * i / n, as in the official code (in timm, i /
-        (n - 1)).
+      drop_path: rate of stochastic depth; block i of n has rate * i / n, as in the official code (in timm
+        rate * i / (n - 1)).
       initialisation: `torch`, the original: tokens and positions normal with deviation 0.02, all else as
         PyTorch has it. `small_datasets`: the reduced network.
     """
@@ -82,8 +82,8 @@ class PiT(ViT):
         super().__post_init__()
         if self.spt_pooling and self.spt == "none":
             raise UserError(
-                "spt_pooling=True pools with the views that spt names, but spt='none': choose spt='diagonal', "
-                "'cardinal' or 'all'."
+                "spt_pooling=True pools with the views that spt names, but spt='none': choose "
+                "spt='diagonal', 'cardinal' or 'all'."
             )
         patch_size = pair(self.patch_size)
         if any(step > patch for step, patch in zip(self.stride, patch_size, strict=True)):
@@ -93,9 +93,9 @@ class PiT(ViT):
             )
         if self.spt != "none" and self.stride != patch_size:
             raise UserError(
-                f"spt={self.spt!r} cuts patches side by side, but patch_stride={self.patch_stride!r} lets those "
-                f"of patch_size={self.patch_size!r} overlap: set both to {self.patch_stride!r} for as many "
-                "tokens, which see beyond their patch by SPT."
+                f"spt={self.spt!r} cuts patches side by side, but patch_stride={self.patch_stride!r} lets "
+                f"those of patch_size={self.patch_size!r} overlap: set both to {self.patch_stride!r} for "
+                "about as many tokens, which see beyond their patch by SPT."
             )
 
     def refuse_bad_sizes(self) -> None:
@@ -113,14 +113,14 @@ class PiT(ViT):
         for width, heads in zip(self.width, self.num_heads, strict=True):
             if self.head_dim is None and width % heads:
                 raise UserError(
-                    f"width={tuple(self.width)!r}: {width} cannot be split over the {heads} heads of its stage, "
-                    f"num_heads={tuple(self.num_heads)!r}."
+                    f"width={tuple(self.width)!r}: {width} cannot be split over the {heads} heads of its "
+                    f"stage, num_heads={tuple(self.num_heads)!r}."
                 )
         for before, after in zip(self.width[:-1], self.width[1:], strict=True):
             if after % before and not self.spt_pooling:
                 raise UserError(
-                    f"width={tuple(self.width)!r}: {after} is no multiple of {before}, but a depthwise pooling "
-                    "makes as many channels of each."
+                    f"width={tuple(self.width)!r}: {after} is no multiple of {before}, but a depthwise "
+                    "pooling makes as many channels of each. Change width, or pool with SPT."
                 )
 
     @property
@@ -131,7 +131,7 @@ class PiT(ViT):
     @property
     def stride(self) -> tuple[int, int]:
         """Pixels from one token of the first stage to the next, (down, across)."""
-        return pair(self.patch_size if self.patch_stride is None else self.patch_stride)
+        return pair(self.patch_size) if self.patch_stride is None else pair(self.patch_stride, "patch_stride")
 
     @property
     def overlap(self) -> tuple[int, int]:
@@ -143,7 +143,7 @@ class PiT(ViT):
         """The layer that embeds patches of an image."""
         if self.spt != "none":
             return super().patch_embedding()
-        # Here the official code has a convolution, where that of a ViT has a Linear: some are drawn otherwise.
+        # Here the official code has a convolution where that of a ViT has a Linear; it may begin otherwise.
         as_convolution = dataclasses.replace(self.initialisers, patch=self.initialisers.conv_of)
         fields = (self.embedding_width, pair(self.patch_size), self.dtype, as_convolution, self.stride)
         return PatchEmbedding(*fields, name="embedding")

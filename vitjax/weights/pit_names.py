@@ -1,7 +1,7 @@
 """PiT's names: those of timm, of the official files, and of the reduced networks of aanna0701/SPT_LSA_ViT.
 
-In naver-ai/pit a pooling has a list of its own, in timm it belongs to the stage after it; otherwise both have the
-same names. A distilled network has both of its tokens in one array.
+In naver-ai/pit poolings are a list of their own, in timm each belongs to the stage after it; otherwise both
+have the same names. A distilled network has both of its tokens in one array.
 """
 
 import math
@@ -27,8 +27,8 @@ def positions(grid: tuple[int, int] | None = None) -> Layout:
         height, width = grid or (side, side)
         if height * width != posemb.shape[1]:
             raise UserError(
-                f"The {posemb.shape[1]} positions of this PiT lie on no square, but where the names are those "
-                "of timm they stand in its form, (height, width): write it with the names of vitjax."
+                f"The {posemb.shape[1]} positions of this PiT lie on no square, and timm's form of them has "
+                "height and width: write it with the names of vitjax."
             )
         return posemb.reshape(1, height, width, -1).transpose(0, 3, 1, 2)
 
