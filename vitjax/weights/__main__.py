@@ -110,13 +110,14 @@ def _provided(source: str, model: str) -> dict[str, tuple[int, ...]]:
     from vitjax.weights import families, merge
     from vitjax.weights.archive import open_archive
     from vitjax.weights.loading import key_and_subtree, locate
+    from vitjax.weights.tables import heads_of
 
     path, behind = locate(source)
     key, subtree = key_and_subtree(path, behind)
-    num_heads = getattr(models.create(model), "num_heads", 1)
+    num_heads = heads_of(getattr(models.create(model), "num_heads", 1))
     with open_archive(path, key) as archive:
         weights = families.recognise(archive, subtree)
-        moves, _ = weights.family.translate(weights.entries, lambda _: num_heads)
+        moves, _ = weights.family.translate(weights.entries, num_heads)
         provided: dict[str, tuple[int, ...]] = {}
         for move in moves:
             shape = weights.entries[move.entry].shape
@@ -127,9 +128,18 @@ def _provided(source: str, model: str) -> dict[str, tuple[int, ...]]:
 
 def fields(provided: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     """The fields of a model that tell in its parameters: pooling, norms, layers that may be there."""
-    from vitjax.weights import timm_cnn_names
+    from vitjax.weights import relative_position, swin_names, timm_cnn_names
 
     names = set(provided)
+    if swin_names.is_ours(names):
+        tables = [shape[0] for name, shape in provided.items() if relative_position.is_table(name) and shape]
+        windows = [window for entries in tables if (window := relative_position.window(entries))]
+        return {
+            **({"window": max(windows)} if windows else {}),  # those of late stages may be smaller
+            "abs_pos": "pos_embedding" in names,
+            "spt_pooling": "pooling_0/projection/bias" in names,
+            "qkv_bias": any("/query/bias" in name for name in names),
+        }
     if table := timm_cnn_names.table_of(names):
         small = provided["conv_root/kernel"][0] == 3
         return {"stem": "small" if small else "imagenet"} if table is timm_cnn_names.RESNET else {}
@@ -179,7 +189,7 @@ def abstract(
     if res is not None:
         return at(res, res)
     if "pos_embedding" not in provided:
-        return at(224, 224)
+        return at(*getattr(model, "image_unit", (224, 224)))
     entries = provided["pos_embedding"][1]
     side = math.isqrt(entries)
     params = at(*(side * stride for stride in getattr(model, "stride", (16, 16))))

@@ -14,6 +14,7 @@ from vitjax.weights import (
     efficientnet_pytorch_names,
     flax_names,
     huggingface_names,
+    swin_names,
     timm_cait_names,
     timm_cnn_names,
     timm_names,
@@ -63,6 +64,9 @@ FAMILIES = (
         flax_names.label,
     ),
     Family("Hugging Face", huggingface_names.is_huggingface, _by(huggingface_names.VIT), "bicubic"),
+    Family("aanna0701/SPT_LSA_ViT", swin_names.is_released, _by(swin_names.ALL), "bicubic"),
+    Family("microsoft/Swin-Transformer", swin_names.is_official, _by(swin_names.ALL), "bicubic"),
+    Family("timm", swin_names.is_swin, _by(swin_names.TIMM), "bicubic", detail=lambda names: "Swin"),
     # Official files have timm's names below `model`, and that code base has its own way to resize positions.
     Family(_OFFICIAL, timm_cait_names.is_cait, _by(timm_cait_names.CAIT), "bicubic", wrapper="model/"),
     Family(_OFFICIAL, _embeds_patches, _by(timm_cait_names.OFFICIAL_DEIT), "bicubic", wrapper="model/"),
@@ -88,8 +92,9 @@ FAMILIES = (
 
 # What a whole train state keeps its parameters under. The rest of such a file is no parameter.
 _WRAPPERS = ("params/", "opt/target/", "model/", "state_dict/")
-# Integers that training keeps beside the parameters; no model here has a use for them.
-COUNTERS = re.compile(r"(.*[./])?(num_batches_tracked|position_ids)")
+# What PyTorch's modules keep beside the parameters and no model here has a use for: counters, and what
+# Swin computes from its sizes.
+BUFFERS = re.compile(r"(.*[./])?(num_batches_tracked|position_ids|relative_position_index|attn_mask)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,9 +140,9 @@ def recognise(archive: Archive, subtree: str) -> Weights:
         notes.append(f"sub-tree: {subtree}")
     if all(name.startswith("module.") for name in entries):  # PyTorch's data parallelism
         entries = {name.removeprefix("module."): stored for name, stored in entries.items()}
-    if counters := [name for name in entries if COUNTERS.fullmatch(name)]:
-        notes.append(f"left out: {len(counters)} counters ({printable(counters[0])})")
-        entries = {name: stored for name, stored in entries.items() if name not in counters}
+    if buffers := [name for name in entries if BUFFERS.fullmatch(name)]:
+        notes.append(f"left out: {len(buffers)} buffers ({printable(buffers[0])})")
+        entries = {name: stored for name, stored in entries.items() if name not in buffers}
     for family in FAMILIES:
         # The names of a run of one's own are those of its model, whatever that is.
         own = archive.kind == CHECKPOINT and family is FAMILIES[0]

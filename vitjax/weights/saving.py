@@ -11,7 +11,7 @@ import numpy as np
 
 from vitjax import files
 from vitjax.errors import UserError, nearest
-from vitjax.weights import flax_names, timm_cait_names, timm_cnn_names, timm_names
+from vitjax.weights import flax_names, swin_names, timm_cait_names, timm_cnn_names, timm_names
 from vitjax.weights.stored import is_float
 from vitjax.weights.tree import flatten, is_stacked, nest, of_block
 
@@ -69,7 +69,7 @@ def _named(params: Mapping[str, Any], names: str) -> dict[str, np.ndarray]:
             loop[name] = array
     if names == "timm":
         return timm_names.to_timm(nest(loop), table=_table(loop))
-    if timm_cnn_names.table_of(loop):
+    if timm_cnn_names.table_of(loop) or swin_names.is_ours(loop):
         raise UserError("names='augreg' are those of Vision Transformers; this network has them in 'timm'.")
     return {flax_names.to_augreg(name): array for name, array in loop.items()}
 
@@ -78,6 +78,8 @@ def _table(params: Collection[str]) -> timm_names.Table:
     """The names that timm has for this kind of network; a hybrid may have but the root of its ResNet."""
     if timm_cait_names.is_ours(params):
         return timm_cait_names.CAIT
+    if swin_names.is_ours(params):
+        return swin_names.TIMM
     if table := timm_cnn_names.table_of(params):
         return table
     if any(name.startswith("block1/") for name in params):
