@@ -1,9 +1,9 @@
 """Makes `timm/small_swin.npz`: a small Swin with random weights, as timm computes it.
 
-python tests/goldens/make_swins.py, with torch and timm installed. Versions the file was made with: torch 2.13.0,
-timm 1.0.31. The form is that of the other files (README.md): numbers exact in float32, results of float64. The
-image is twice as wide as high, so that the last map, 4x8, has one window down and two across, which shift across
-only.
+python tests/goldens/make_swins.py, with torch and timm installed. Versions the file was made with: torch
+2.13.0, timm 1.0.31. The form is that of the other files (README.md): numbers exact in float32, results of
+float64. The image is twice as wide as high, so that the last map, 4x8, has one window down and two across,
+which shift across only.
 """
 
 import json

@@ -161,6 +161,12 @@ class Swin(nn.Module):
         """Pixels from one token of the first stage to the next, (down, across)."""
         return pair(self.patch_size)
 
+    @property
+    def image_unit(self) -> tuple[int, int]:
+        """Pixels (down, across) of which the sides of an image may be any multiples."""
+        height, width = (self.window * 2 ** (len(self.depths) - 1) * stride for stride in self.stride)
+        return height, width
+
     def width_of(self, stage: int) -> int:
         """The width of a stage, counted from 0."""
         return self.width * 2**stage
@@ -193,8 +199,7 @@ class Swin(nn.Module):
 
     def _map(self, grid: Pair, stage: int) -> str:
         """The end of a message about a map that does not fit."""
-        tokens = self.window * 2 ** (len(self.depths) - 1)
-        height, width = (tokens * stride for stride in self.stride)
+        height, width = self.image_unit
         return (
             f"the map of {grid[0]}x{grid[1]} tokens of stage {stage}. Images whose sides are multiples of "
             f"{height} and {width} pixels fit: change the crop in the preprocessing string, or window or "

@@ -97,9 +97,14 @@ _SHIFTED: Table = {**_REDUCED, **spt_pooling(_BETWEEN, _POOLING)}
 RELEASED: Table = {**_CONVOLVED, **_SHIFTED}
 
 
-def is_official(names: Collection[str]) -> bool:
-    """Whether these are the names of a PiT in the official code or timm."""
+def is_timm(names: Collection[str]) -> bool:
+    """Whether these are the names of a PiT in timm, or in the official code."""
     return any(name.startswith("transformers.0.blocks.") for name in names)
+
+
+def is_official(names: Collection[str]) -> bool:
+    """Whether these are the names of a PiT in the official code."""
+    return is_timm(names) and any(name.startswith("pools.") for name in names)
 
 
 def is_released(names: Collection[str]) -> bool:

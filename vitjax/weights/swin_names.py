@@ -17,9 +17,7 @@ _COMMON: Table = {
     "patch_embed.proj.weight": (CONV, "embedding/kernel"),
     "patch_embed.proj.bias": (SAME, "embedding/bias"),
     **norm("patch_embed.norm", "embedding_norm"),
-    "absolute_pos_embed": (SAME, "pos_embedding"),
     **norm(f"{_THEIRS}.norm1", f"{_OURS}/LayerNorm_0"),
-    "layers.{i}.blocks.{j}.attn.scale": (SAME, f"{_ATTENTION}/scale"),
     "layers.{i}.blocks.{j}.attn.relative_position_bias_table": (SAME, f"{_ATTENTION}/relative_position_bias"),
     **projections(f"{_THEIRS}.attn.qkv", _ATTENTION, ("query", "key", "value")),
     **out(f"{_THEIRS}.attn.proj", _ATTENTION),
@@ -43,7 +41,13 @@ def _shifted_patches(theirs: str, ours: str) -> Table:
 
 TIMM: Table = {**_COMMON, **_merging("layers.{i+1}.downsample"), **linear("head.fc", "head")}
 
-_RELEASED = {**_COMMON, **_shifted_patches("patch_embed", "embedding"), **linear("head", "head")}
+_RELEASED: Table = {
+    **_COMMON,
+    "absolute_pos_embed": (SAME, "pos_embedding"),
+    **_shifted_patches("patch_embed", "embedding"),
+    "layers.{i}.blocks.{j}.attn.scale": (SAME, f"{_ATTENTION}/scale"),
+    **linear("head", "head"),
+}
 OFFICIAL: Table = {**_RELEASED, **_merging("layers.{i}.downsample")}
 SHIFTED_POOLING: Table = {**_RELEASED, **_shifted_patches("layers.{i}.downsample", "pooling_{i}")}
 
@@ -60,7 +64,18 @@ def is_swin(names: Collection[str]) -> bool:
     return any(name.endswith(".attn.relative_position_bias_table") for name in names)
 
 
-def is_timm(names: Collection[str]) -> bool:
-    """Whether these are the names that timm since 0.9 has for one."""
-    first = re.compile(r"layers\.0\.downsample\..*|head\.(weight|bias)")
-    return is_swin(names) and not any(first.fullmatch(name) for name in names)
+def is_official(names: Collection[str]) -> bool:
+    """Whether they are those of the official code, and not those that timm has since 0.9."""
+    own = re.compile(r"layers\.0\.downsample\..*|head\.(weight|bias)|absolute_pos_embed")
+    return is_swin(names) and any(own.fullmatch(name) for name in names)
+
+
+def is_released(names: Collection[str]) -> bool:
+    """Whether they are those of a released network for small data sets with SPT or LSA."""
+    own = re.compile(r"patch_embed\.merging\..*|layers\.\d+\.blocks\.\d+\.attn\.scale")
+    return is_swin(names) and any(own.fullmatch(name) for name in names)
+
+
+def is_ours(names: Collection[str]) -> bool:
+    """Whether these are our names of a Swin's parameters."""
+    return any(name.endswith("/WindowAttention_0/relative_position_bias") for name in names)
