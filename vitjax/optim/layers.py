@@ -18,7 +18,7 @@ Shape = tuple[int, ...]
 TOKENS = re.compile(r"(embedding|embedding_norm|conv_root|gn_root|block\d+)/.*|cls|dist|pos_embedding")
 # The number is missing where the blocks are stacked, by `nn.scan`.
 BLOCK = re.compile(r"(?:.*/)?encoderblock(?:_(\d+))?/.*")
-IN_STAGE = re.compile(r"stage_(\d+)/encoderblock_(\d+)/.*")
+IN_STAGE = re.compile(r"stage_(\d+)/encoderblock(?:_(\d+))?/.*")
 POOLING = re.compile(r"pooling_(\d+)/.*")
 CLASS_ATTENTION = re.compile(r"class_attention_(\d+)/.*")
 AFTER = re.compile(r"(head|head_dist|pre_logits|fc_norm|MAPHead_0|(.*/)?encoder_norm)/.*")
@@ -42,7 +42,10 @@ def factors(shapes: Mapping[str, Shape], decay: float) -> dict[str, float | tupl
     found: dict[str, float | tuple[float, ...]] = {}
     for name in shapes:
         if block := IN_STAGE.fullmatch(name):
-            found[name] = power(numbers[int(block[1]), int(block[2])] + 1)
+            stage, stacked = int(block[1]), block[2] is None
+            each = range(shapes[name][0]) if stacked else (int(block[2]),)
+            powers = tuple(power(numbers[stage, i] + 1) for i in each)
+            found[name] = powers if stacked else powers[0]
         elif (pooling := POOLING.fullmatch(name)) and (after := (int(pooling[1]) + 1, 0)) in numbers:
             found[name] = power(numbers[after] + 1)
         elif block := BLOCK.fullmatch(name):
@@ -69,7 +72,10 @@ def _count(shapes: Mapping[str, Shape], numbered: re.Pattern[str]) -> int:
 
 def _numbers(shapes: Mapping[str, Shape]) -> dict[tuple[int, int], int]:
     """The number that each block of a stage has among those of all stages, by (stage, block)."""
-    blocks = {(int(m[1]), int(m[2])) for name in shapes if (m := IN_STAGE.fullmatch(name))}
+    blocks = set()
+    for name, shape in shapes.items():
+        if m := IN_STAGE.fullmatch(name):
+            blocks |= {(int(m[1]), i) for i in (range(shape[0]) if m[2] is None else (int(m[2]),))}
     return {block: number for number, block in enumerate(sorted(blocks))}
 
 
