@@ -75,7 +75,7 @@ FAMILIES = (
     Family(_SPT_LSA, swin_names.is_released, _by(swin_names.ALL), "bicubic"),
     Family("microsoft/Swin-Transformer", swin_names.is_official, _by(swin_names.ALL), "bicubic"),
     Family("timm", swin_names.is_swin, _by(swin_names.TIMM), "bicubic", detail=lambda names: "Swin"),
-    # PiT's code, and timm's, resize no positions; the methods are those of the official DeiT and of timm's ViT.
+    # No code of PiT resizes positions; the methods are those of the official DeiT and of timm's ViT.
     Family("naver-ai/pit", pit_names.is_official, _pit, "bicubic"),
     Family("timm", pit_names.is_timm, _pit, "bicubic_aa", lambda names: "PiT"),
     # Official files have timm's names below `model`, and that code base has its own way to resize positions.
