@@ -9,8 +9,8 @@ everywhere, a LayerNorm one for each number that it normalises; biases, softmax,
 and mask, and averages count nothing. Beyond that the authors' counters differ from what the networks compute,
 which `EXTRAS` follows, from the model's sizes:
 
-- ViT: the linear patch embedding counts for the class token, too; SPT does not. The final norm counts for the
-  class token alone.
+- ViT: the linear patch embedding counts for the class token, too; SPT does not.
+- ViT, PiT: the final norm counts for the class token alone.
 - CaiT: mixes of heads count nothing. Class layers count as if their norms and MLP ran over as many tokens as
   there are patches, and as if the class token had a key and a value.
 - PiT: the linear patch embedding counts as if patches had twice the side (those of the original PiT overlap);
@@ -85,8 +85,7 @@ def count(row: Row) -> int:
 
 def _vit(model: Any, params: Any, out: Any) -> int:
     del params
-    patches = math.prod(out["stem"].shape[1:3])
-    return _embedding_of_a_patch(model, model.width) - patches * model.width
+    return _embedding_of_a_patch(model, model.width) - _final_norm_of_patches(out)
 
 
 def _cait(model: Any, params: Any, out: Any) -> int:
@@ -101,7 +100,8 @@ def _cait(model: Any, params: Any, out: Any) -> int:
 def _pit(model: Any, params: Any, out: Any) -> int:
     del params
     patches = math.prod(out["stem"].shape[1:3])
-    return (2 * 2 - 1) * patches * _embedding_of_a_patch(model, model.width[0])
+    seen_twice_as_far = (2 * 2 - 1) * patches * _embedding_of_a_patch(model, model.width[0])
+    return seen_twice_as_far - _final_norm_of_patches(out)
 
 
 def _t2t(model: Any, params: Any, out: Any) -> int:
@@ -114,6 +114,11 @@ def _t2t(model: Any, params: Any, out: Any) -> int:
 
 def _embedding_of_a_patch(model: Any, width: int) -> int:
     return math.prod(model.stride) * CHANNELS * width if model.spt == "none" else 0
+
+
+def _final_norm_of_patches(out: Any) -> int:
+    _, tokens, width = out["encoded"].shape
+    return (tokens - 1) * width
 
 
 # (model, its parameters, what it returns), the last two by shape, to what the authors' counters add.
