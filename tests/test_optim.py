@@ -300,7 +300,7 @@ def test_layers_learn_the_slower_the_farther_they_are_from_the_head(scan):
 
 def test_blocks_of_a_pyramid_count_through_its_stages():
     shapes = {
-        **{name: (4, 2) for name in ("embedding/kernel", "embedding_norm/scale", "pos_embedding")},
+        **dict.fromkeys(("embedding/kernel", "embedding_norm/scale", "pos_embedding"), (4, 2)),
         **{f"stage_0/encoderblock_{i}/Dense_0/kernel": (2, 2) for i in (1, 0)},
         "pooling_0/norm/scale": (8,),
         **{f"stage_1/encoderblock_{i}/Dense_0/kernel": (4, 4) for i in range(11)},

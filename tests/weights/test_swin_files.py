@@ -131,10 +131,10 @@ def test_convert(tmp_path, capsys, monkeypatch):
     image = jax.ShapeDtypeStruct((1, 32, 32, 3), np.float32)
     params = drawn(jax.eval_shape(model.init, jax.random.key(0), image)["params"])
     npz(tmp_path / "a.npz", to_timm(params, table=swin_names.OFFICIAL))
-    assert main("convert a.npz b.npz --model small_swin".split()) == 0
+    assert main(["convert", "a.npz", "b.npz", "--model", "small_swin"]) == 0
     with np.load("b.npz") as opened:
         same(dict(opened), flatten(params))
-    assert main("convert a.npz c.npz --model small_swin --classes 0 --res 64".split()) == 0
+    assert main(["convert", "a.npz", "c.npz", "--model", "small_swin", "--classes", "0", "--res", "64"]) == 0
     assert "16x16 resized to 32x32 (bicubic)" in capsys.readouterr().out
     with np.load("c.npz") as opened:
         assert not [name for name in opened.files if name.startswith("head")]
