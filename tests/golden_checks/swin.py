@@ -18,7 +18,7 @@ _SAME = ("num_classes", "depths", "num_heads", "patch_size", "mlp_ratio", "qkv_b
 def fields(kwargs: dict) -> dict[str, Any]:
     """Translates arguments of timm's SwinTransformer into fields of ours."""
     kwargs = {key: value for key, value in kwargs.items() if key not in ("img_size", "drop_path_rate")}
-    renamed = {_FIELDS.get(key, key): value for key, value in kwargs.items()}
+    renamed: dict[str, Any] = {str(_FIELDS.get(key, key)): value for key, value in kwargs.items()}
     assert renamed.keys() <= {*_SAME, *_FIELDS.values()}, (
         f"The check does not know timm's arguments {kwargs}."
     )
