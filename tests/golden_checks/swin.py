@@ -1,5 +1,7 @@
 """Swin against timm: forward and gradients."""
 
+from typing import Any
+
 import jax.numpy as jnp
 import numpy as np
 
@@ -13,10 +15,10 @@ _FIELDS = {"embed_dim": "width", "window_size": "window"}
 _SAME = ("num_classes", "depths", "num_heads", "patch_size", "mlp_ratio", "qkv_bias")
 
 
-def fields(kwargs):
+def fields(kwargs: dict) -> dict[str, Any]:
     """Translates arguments of timm's SwinTransformer into fields of ours."""
     kwargs = {key: value for key, value in kwargs.items() if key not in ("img_size", "drop_path_rate")}
-    renamed = {_FIELDS.get(key, key): value for key, value in kwargs.items()}
+    renamed: dict[str, Any] = {str(_FIELDS.get(key, key)): value for key, value in kwargs.items()}
     assert renamed.keys() <= {*_SAME, *_FIELDS.values()}, (
         f"The check does not know timm's arguments {kwargs}."
     )

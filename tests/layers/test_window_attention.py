@@ -76,7 +76,7 @@ def drawn(module, *args, seed=0):
 
 @pytest.mark.parametrize("shift", [(0, 0), (1, 1)])
 def test_a_block_sees_its_windows_and_no_more(shift):
-    """The derivative of one token by all others is zero exactly outside the window, as the map was shifted."""
+    """The derivative of one token by all others is zero exactly outside its window of the rolled map."""
     grid, window = (6, 6), (3, 3)
     block = WindowBlock(2, 8, window=window, shift=shift)
     x = jnp.asarray(np.random.default_rng(1).normal(size=(1, *grid, 8)).astype(np.float32))

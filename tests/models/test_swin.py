@@ -177,10 +177,9 @@ def test_parts_of_lsa(lsa):
 
 def test_the_temperature_begins_at_that_of_plain_attention():
     model = models.create("swin_t", **TINY, lsa="both")
-    for stage, width in (("stage_0", 8), ("stage_1", 16)):
-        attention = lambda params, stage=stage: params[stage]["encoderblock_0"]["WindowAttention_0"]
-        scale = begun(model, lambda params: attention(params)["scale"])
-        np.testing.assert_allclose(scale, [(width / 2) ** -0.5] * 2, rtol=1e-6)
+    block = lambda stage: stage["encoderblock_0"]["WindowAttention_0"]
+    scales = begun(model, lambda params: [block(params[f"stage_{i}"])["scale"] for i in (0, 1)])
+    np.testing.assert_allclose(scales, [[4**-0.5] * 2, [8**-0.5] * 2], rtol=1e-6)
 
 
 def test_absolute_positions_are_added():
@@ -237,49 +236,49 @@ def test_bfloat16_is_of_the_products_only():
 # --- Initialisation.
 
 
+def parts(params):
+    """A parameter or layer of each kind."""
+    block = params["stage_1"]["encoderblock_0"]
+    attention, mlp = block["WindowAttention_0"], block["MlpBlock_0"]
+    return {
+        "embedding": params["embedding"],
+        "pooling": params["pooling_0"]["projection"],
+        "query": attention["query"],
+        "out": attention["out"],
+        "first": mlp["Dense_0"],
+        "second": mlp["Dense_1"],
+        "head": params["head"],
+        "positions": [attention["relative_position_bias"], params.get("pos_embedding")],
+        "norm": block["LayerNorm_0"],
+    }
+
+
 def test_the_reduced_network_begins_as_pytorch_makes_it():
     """Uniform in ±1/sqrt(inputs), biases too; positions with deviation 0.02; norms at one and zero."""
-    model = models.create("sl_swin", num_classes=10, depths=(2, 2), num_heads=(3, 6))
-    used = lambda p: {**p, "stage_0": None, "stage_1": {"encoderblock_1": p["stage_1"]["encoderblock_1"]}}
-    params = begun(model, used, 32)
-    block = params["stage_1"]["encoderblock_1"]
-    attention, mlp = block["WindowAttention_0"], block["MlpBlock_0"]
-    for layer, inputs in [
-        (params["embedding"]["projection"], 5 * 3 * 4),
-        (params["pooling_0"]["projection"], 5 * 4 * 96),
-        (attention["query"], 192),
-        (attention["value"], 192),
-        (attention["out"], 192),
-        (mlp["Dense_0"], 192),
-        (mlp["Dense_1"], 384),
-        (params["head"], 192),
-    ]:
-        for leaf in layer.values():
-            limit = inputs**-0.5
-            assert 0.75 * limit < np.abs(leaf).max() <= limit
-            if leaf.size > 90:  # few enough for chance below that
-                assert abs(np.std(leaf) * 3**0.5 / limit - 1) < 0.15
-    for leaf in (params["pos_embedding"], attention["relative_position_bias"]):
+    model = models.create("sl_swin", num_classes=100, depths=(1, 1), num_heads=(3, 6))
+    found = begun(model, parts, 16)
+    layers = {**found, "embedding": found["embedding"]["projection"]}
+    inputs = {"embedding": 60, "pooling": 20 * 96, "query": 192, "out": 192, "first": 192, "second": 384}
+    for name, fan_in in {**inputs, "head": 192}.items():
+        assert set(layers[name]) == {"kernel", "bias"}
+        for leaf in layers[name].values():
+            limit = fan_in**-0.5
+            assert 0.9 * limit < np.abs(leaf).max() <= limit
+            assert abs(np.std(leaf) * 3**0.5 / limit - 1) < 0.15
+    for leaf in found["positions"]:
         assert abs(np.std(leaf) / 0.02 - 1) < 0.1
-    np.testing.assert_array_equal(block["LayerNorm_0"]["scale"], 1)
-    np.testing.assert_array_equal(block["LayerNorm_0"]["bias"], 0)
+    np.testing.assert_array_equal(found["norm"]["scale"], 1)
+    np.testing.assert_array_equal(found["norm"]["bias"], 0)
 
 
 def test_the_original_begins_with_deviation_002():
-    model = models.create("swin_t", **{**TINY, "width": 32})
-    used = lambda p: {**p, "stage_0": None, "stage_1": {"encoderblock_1": p["stage_1"]["encoderblock_1"]}}
-    params = begun(model, used)
-    block = params["stage_1"]["encoderblock_1"]
-    query, bias = (block["WindowAttention_0"][name] for name in ("query", "relative_position_bias"))
-    for leaf in (
-        query["kernel"],
-        bias,
-        params["pooling_0"]["projection"]["kernel"],
-        params["head"]["kernel"],
-    ):
-        assert abs(np.std(leaf) / 0.02 - 1) < 0.15
-    np.testing.assert_array_equal(query["bias"], 0)
-    np.testing.assert_array_equal(params["head"]["bias"], 0)
+    found = begun(models.create("swin_t", **{**TINY, "width": 32}), parts)
+    for name in ("pooling", "query", "out", "first", "second", "head"):
+        assert abs(np.std(found[name]["kernel"]) / 0.02 - 1) < 0.15
+        np.testing.assert_array_equal(found[name].get("bias", 0), 0)
+    assert abs(np.std(found["positions"][0]) / 0.02 - 1) < 0.15
+    for leaf in found["embedding"].values():  # as PyTorch leaves it
+        assert 0.7 * 12**-0.5 < np.abs(leaf).max() <= 12**-0.5
 
 
 def test_the_head_can_begin_elsewhere():
@@ -347,5 +346,5 @@ def test_integers_are_no_images():
 
 @pytest.mark.parametrize("name", ["swin_x", "swin_tiny", "Swin-T", "sl_swn"])
 def test_unknown_names(name):
-    with pytest.raises(UserError, match="Did you mean '(swin_|sl_swin)"):
+    with pytest.raises(UserError, match=r"Did you mean '(swin_|sl_swin)"):
         models.create(name)

@@ -108,8 +108,8 @@ class WindowAttention(MultiHeadDotProductAttention):
 class WindowBlock(EncoderBlock):
     """An `EncoderBlock` on a map `[B, h, w, D]` whose attention stays within windows.
 
-    Before the attention the map is rolled by `shift` tokens up and to the left, and back after it: the windows
-    lie across the borders of those of a block without shift.
+    Before the attention the map is rolled by `shift` tokens up and to the left, and back after it: the
+    windows lie across the borders of those of a block without shift.
     """
 
     window: Pair = (7, 7)

@@ -32,9 +32,9 @@ def fit(
         old, new = (window(entries) for entries in (len(params[name]), shapes[name][0]))
         if old is None or new is None:
             raise UserError(
-                f"{name} in {path!r} has {len(params[name])} relative positions, the model {shapes[name][0]}: "
-                "only tables of square windows can be resized. Make the model with the windows of the file, or "
-                f"leave the tables out with dont_load=('.*{_TABLE}',)."
+                f"{name} in {path!r} has {len(params[name])} relative positions, the model {shapes[name][0]},"
+                " and only tables of square windows can be resized. Make the model with the windows of the"
+                f" file, or leave the tables out with dont_load=('.*{_TABLE}',)."
             )
         params[name] = resize(params[name][None], (2 * new - 1,) * 2, method=method)[0]
         size = f"{old}x{old} resized to {new}x{new}"
