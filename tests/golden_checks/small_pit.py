@@ -23,7 +23,6 @@ def check_small_pit(config, arrays):
         num_heads=tuple(config["heads"]),
         mlp_dim=tuple(config["mlp_dim_ratio"] * w for w in width),
         head_dim=config["dim_head"],
-        norm_epsilon=config["layer_norm_eps"],
         out_projection=not any(bare),
     )
     image = jax.ShapeDtypeStruct(arrays["input"].transpose(0, 2, 3, 1).shape, np.float32)
