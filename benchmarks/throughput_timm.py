@@ -31,6 +31,7 @@ MODELS = {
     "deit_s16": ("deit_small_patch16_224", 224, {}),
     "deit_b16": ("deit_base_patch16_224", 224, {}),
     "cait_s24": ("cait_s24_224", 224, {}),
+    "swin_t": ("swin_tiny_patch4_window7_224", 224, {}),
     "resnet50": ("resnet50", 224, {}),
     "regnety_16gf": ("regnety_160", 224, {}),
     "efficientnet_b4": ("efficientnet_b4", 380, {}),

@@ -8,6 +8,7 @@ import pytest
 
 from vitjax import optim
 from vitjax.errors import UserError
+from vitjax.optim import layers
 
 BF16 = ml_dtypes.bfloat16
 STEPS = 12
@@ -295,6 +296,26 @@ def test_layers_learn_the_slower_the_farther_they_are_from_the_head(scan):
         "lr 0.5 x 1, wd 0.25 x 1, both x 0.0625: 8 parameters in 1 arrays (embedding/kernel)" in tx.describe()
     )
     assert ("both x 0.125 to 0.5: 12 parameters in 1 arrays" in tx.describe()) == scan
+
+
+def test_blocks_of_a_pyramid_count_through_its_stages():
+    shapes = {
+        **dict.fromkeys(("embedding/kernel", "embedding_norm/scale", "pos_embedding"), (4, 2)),
+        **{f"stage_0/encoderblock_{i}/Dense_0/kernel": (2, 2) for i in (1, 0)},
+        "pooling_0/norm/scale": (8,),
+        **{f"stage_1/encoderblock_{i}/Dense_0/kernel": (4, 4) for i in range(11)},
+        "encoder_norm/scale": (4,),
+        "head/kernel": (4, 5),
+    }
+    found = layers.factors(shapes, 0.5)
+    names = ["embedding/kernel", *(f"stage_0/encoderblock_{i}/Dense_0/kernel" for i in range(2))]
+    names += [f"stage_1/encoderblock_{i}/Dense_0/kernel" for i in range(11)] + ["head/kernel"]
+    assert [found[name] for name in names] == [0.5 ** (14 - layer) for layer in range(15)]
+    assert found["pooling_0/norm/scale"] == found["stage_1/encoderblock_0/Dense_0/kernel"]
+    assert found["embedding_norm/scale"] == found["pos_embedding"] == 0.5**14
+    assert found["encoder_norm/scale"] == 1
+    with pytest.raises(UserError, match="'pooling_1/norm/scale' lies"):
+        layers.factors({**shapes, "pooling_1/norm/scale": (8,)}, 0.5)
 
 
 def test_layer_decay_multiplies_what_lr_mults_say():

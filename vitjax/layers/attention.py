@@ -25,6 +25,7 @@ class HeadProjection(nn.Module):
     use_bias: bool = True
     into_heads: bool = True
     kernel_init: Initializer = AUGREG.kernel
+    bias_init: Initializer = nn.initializers.zeros
     stacked: int = 1  # into heads: so many projections are drawn as one matrix, of which this is a part
 
     @nn.compact
@@ -35,7 +36,7 @@ class HeadProjection(nn.Module):
         matrix = (rows, self.stacked * columns)
         draw = lambda key, shape: self.kernel_init(key, matrix)[:, :columns].reshape(shape)
         kernel = self.param("kernel", draw, self.shape)
-        return kernel, self.param("bias", nn.initializers.zeros, bias_shape) if self.use_bias else None
+        return kernel, self.param("bias", self.bias_init, bias_shape) if self.use_bias else None
 
 
 class MultiHeadDotProductAttention(nn.Module):
@@ -80,12 +81,12 @@ class MultiHeadDotProductAttention(nn.Module):
         if self.head_dim is None and width % self.num_heads:
             raise UserError(f"width={width} cannot be split over num_heads={self.num_heads} heads.")
         shape = (width, self.num_heads, self.head_dim or width // self.num_heads)
+        begin = self.initialisation.kernel, self.initialisation.bias_of(width)
 
         stacked = dict(zip(("query", "key", "value"), self.initialisation.stacked, strict=True))
 
         def heads(inputs, name):
-            draw = self.initialisation.kernel
-            kernel, bias = HeadProjection(shape, self.qkv_bias, True, draw, stacked[name], name=name)()
+            kernel, bias = HeadProjection(shape, self.qkv_bias, True, *begin, stacked[name], name=name)()
             y = affine(inputs, kernel.reshape(width, -1), None if bias is None else bias.reshape(-1))
             return y.reshape(*y.shape[:-1], *shape[1:])
 
@@ -117,7 +118,8 @@ class MultiHeadDotProductAttention(nn.Module):
         if not self.out_projection:
             return side_by_side
         shape = (*y.shape[-2:], width)
-        kernel, bias = HeadProjection(shape, True, False, self.initialisation.kernel, name="out")()
+        begin = self.initialisation.kernel, self.initialisation.bias_of(shape[0] * shape[1])
+        kernel, bias = HeadProjection(shape, True, False, *begin, name="out")()
         return affine(side_by_side, kernel.reshape(-1, width), bias)
 
 

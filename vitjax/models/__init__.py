@@ -22,6 +22,8 @@ FAMILIES = (
     "vitjax.models.hybrid",
     "vitjax.models.deit",
     "vitjax.models.cait",
+    "vitjax.models.pit",
+    "vitjax.models.swin",
     "vitjax.models.resnet",
     "vitjax.models.bit",
     "vitjax.models.regnet",

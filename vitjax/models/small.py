@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 
 from vitjax.models.cait import CaiT
+from vitjax.models.pit import PiT
+from vitjax.models.swin import Swin
 from vitjax.models.vit import ViT
 
 Fields = dict[str, Any]
@@ -66,6 +68,42 @@ NETWORKS: dict[str, Network] = {
         ),
         dict(spt="diagonal"),
         dict(lsa="both", lsa_mask=-1e-9),
+    ),
+    "pit": Network(
+        PiT,
+        dict(
+            width=(96, 192, 384),
+            depth=(2, 6, 4),
+            mlp_dim=(192, 384, 768),
+            num_heads=(2, 4, 8),
+            head_dim=48,
+            patch_size=2,
+            qkv_bias=False,
+            posemb_layout="augreg",
+            pooling="depthwise_pointwise",
+            norm_epsilon=1e-5,
+            initialisation="small_datasets",
+            drop_path_uniform=True,
+        ),
+        dict(spt="diagonal", spt_pooling=True),
+        dict(lsa="both"),
+    ),
+    # With the position embedding that the release always has: abs_pos=False is the network whose parameters
+    # the paper counts.
+    "swin": Network(
+        Swin,
+        dict(
+            width=96,
+            depths=(2, 6, 4),
+            num_heads=(3, 6, 12),
+            window=4,
+            patch_size=2,
+            mlp_ratio=2.0,
+            abs_pos=True,
+            initialisation="torch",
+        ),
+        dict(spt="diagonal", spt_pooling=True),
+        dict(lsa="both"),
     ),
 }
 

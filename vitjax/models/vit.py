@@ -143,9 +143,7 @@ class ViT(nn.Module):
                 raise UserError(
                     f"{field}={value!r} is none of {', '.join(map(repr, valid))}.{_hint(value, valid)}"
                 )
-        for field in ("width", "depth", "mlp_dim", "num_heads"):
-            if getattr(self, field) < 1:
-                raise UserError(f"{field}={getattr(self, field)!r} must be 1 or more.")
+        self.refuse_bad_sizes()
         if self.rep_size < 0:
             raise UserError(f"rep_size={self.rep_size!r} must be a number of features, True or False.")
         for field in ("dropout", "drop_path"):
@@ -154,6 +152,19 @@ class ViT(nn.Module):
         patch_size = pair(self.patch_size)
         if self.spt != "none":
             shifts_of(patch_size, self.spt_ratio)
+        if math.isnan(self.lsa_mask) or self.lsa_mask == math.inf:
+            raise UserError(f"lsa_mask={self.lsa_mask!r} must be a number, or -inf (the paper's).")
+        if self.pool == "tok" and self.class_token is False:
+            raise UserError(
+                "pool='tok' reads the class token, but class_token=False: choose pool='gap' or 'map'."
+            )
+        super().__post_init__()
+
+    def refuse_bad_sizes(self) -> None:
+        """Raises a `UserError` for sizes that no network has."""
+        for field in ("width", "depth", "mlp_dim", "num_heads"):
+            if getattr(self, field) < 1:
+                raise UserError(f"{field}={getattr(self, field)!r} must be 1 or more.")
         if self.head_dim is None and self.width % self.num_heads:
             raise UserError(f"width={self.width} cannot be split over num_heads={self.num_heads} heads.")
         if self.head_dim is not None and self.head_dim < 1:
@@ -163,13 +174,11 @@ class ViT(nn.Module):
                 f"out_projection=False: {self.num_heads} heads of head_dim={self.head_dim} do not fit onto a "
                 f"residual stream of width={self.width}; num_heads * head_dim must be the width."
             )
-        if math.isnan(self.lsa_mask) or self.lsa_mask == math.inf:
-            raise UserError(f"lsa_mask={self.lsa_mask!r} must be a number, or -inf (the paper's).")
-        if self.pool == "tok" and self.class_token is False:
-            raise UserError(
-                "pool='tok' reads the class token, but class_token=False: choose pool='gap' or 'map'."
-            )
-        super().__post_init__()
+
+    @property
+    def embedding_width(self) -> int:
+        """Width of the tokens that enter the first block."""
+        return self.width
 
     @property
     def has_class_token(self) -> bool:
@@ -213,13 +222,13 @@ class ViT(nn.Module):
         out = self.embed(image)
         x = out["with_posemb"] = self.add_positions(out["stem"])
         x = nn.Dropout(self.dropout)(x, deterministic=not train)
-        x, encoded = self.encode(x, train)
+        x, encoded = self.encode_on(out["stem"].shape[1:3], x, train)
         out |= encoded
         x = out["head_input"] = self.pool_tokens(x)
         if self.fc_norm:
             x = LayerNorm(self.norm_epsilon, name="fc_norm")(x)
         if self.rep_size:
-            size = self.width if self.rep_size is True else self.rep_size
+            size = x.shape[-1] if self.rep_size is True else self.rep_size
             x = jnp.tanh(nn.Dense(size, name="pre_logits")(x))
         out |= self.classify(x, train)
         return out["logits"], out
@@ -235,6 +244,8 @@ class ViT(nn.Module):
         # The head is a sliver of the work and the loss is sensitive to it: float32 whatever the dtype.
         kernel = nn.initializers.zeros if self.head_zeroinit else self.initialisers.head
         bias = nn.initializers.constant(self.head_bias)
+        if not self.head_bias:
+            bias = self.initialisers.bias_of(x.shape[-1], bias)
         return nn.Dense(self.num_classes, kernel_init=kernel, bias_init=bias, name=name)(x)
 
     def embed(self, image) -> dict[str, Any]:
@@ -245,9 +256,11 @@ class ViT(nn.Module):
         """The layer that embeds patches of an image, or of a feature map."""
         patch_size = pair(self.patch_size)
         if self.spt == "none":
-            return PatchEmbedding(self.width, patch_size, self.dtype, self.initialisers, name="embedding")
+            return PatchEmbedding(
+                self.embedding_width, patch_size, self.dtype, self.initialisers, name="embedding"
+            )
         return ShiftedPatchTokenization(
-            self.width,
+            self.embedding_width,
             patch_size,
             self.spt,
             self.spt_ratio,
@@ -274,7 +287,7 @@ class ViT(nn.Module):
 
     def token(self, name):
         """A learned token `[1, 1, D]`."""
-        return self.param(name, self.initialisers.token, (1, 1, self.width))
+        return self.param(name, self.initialisers.token, (1, 1, self.embedding_width))
 
     def position_embedding(self, shape, std):
         """Returns the learned embedding `[1, N, D]`; one made for another number of tokens is a mistake."""
@@ -285,6 +298,11 @@ class ViT(nn.Module):
                 f"{shape[0]} tokens: crop images everywhere to the size that the model was made with."
             )
         return self.param("pos_embedding", nn.initializers.normal(std), (1, *shape))
+
+    def encode_on(self, grid, x, train) -> tuple[Any, dict[str, Any]]:
+        """`encode` of tokens whose patches lie on `grid` (h, w), for a subclass to which that matters."""
+        del grid
+        return self.encode(x, train)
 
     def encode(self, x, train) -> tuple[Any, dict[str, Any]]:
         """Returns what is pooled, `[B, N, D]`, and the intermediates: `tokens`, `encoded`."""
@@ -337,9 +355,10 @@ class ViT(nn.Module):
             case "gap":
                 return x[:, len(self.tokens_in_front) :].mean(1)
             case "map":
+                last_block = self.block_fields()
                 head = MAPHead(
-                    self.num_heads,
-                    self.mlp_dim,
+                    last_block["num_heads"],
+                    last_block["mlp_dim"],
                     self.gelu,
                     self.qkv_bias,
                     self.norm_epsilon,
