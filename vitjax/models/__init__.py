@@ -22,6 +22,7 @@ FAMILIES = (
     "vitjax.models.hybrid",
     "vitjax.models.deit",
     "vitjax.models.cait",
+    "vitjax.models.t2t",
     "vitjax.models.resnet",
     "vitjax.models.bit",
     "vitjax.models.regnet",

@@ -3,7 +3,7 @@
 Five architectures, each plain, with shifted patch tokenization (SPT), with locality self-attention (LSA), or
 with both: `small_vit`, `s_vit`, `l_vit`, `sl_vit`. They are those of aanna0701/SPT_LSA_ViT, whose counts were
 published, and smaller than the originals of the same name. Patches are for images of 32 pixels; for the 64 of
-Tiny-ImageNet they have twice the side.
+Tiny-ImageNet they have twice the side, and T2T-ViT, which has no patches, three soft splits (`splits=3`).
 """
 
 import re
@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 
+from vitjax.models.t2t import T2TViT
 from vitjax.models.vit import ViT
 
 Fields = dict[str, Any]
@@ -42,6 +43,21 @@ NETWORKS: dict[str, Network] = {
         ),
         dict(spt="diagonal"),
         dict(lsa="both", lsa_mask=-987654321.0),
+    ),
+    "t2t": Network(
+        T2TViT,
+        dict(
+            width=256,
+            depth=12,
+            mlp_dim=512,
+            num_heads=4,
+            splits=2,
+            token_layer="transformer",
+            inner_residual=True,
+            unused_norm=True,
+        ),
+        dict(spt="diagonal"),
+        dict(lsa="both"),
     ),
 }
 
