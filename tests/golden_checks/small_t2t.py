@@ -10,7 +10,7 @@ from vitjax.layers.locality import locality
 from vitjax.layers.position import sinusoid
 from vitjax.layers.token_transformer import InputResidualAttention, ValueResidualAttention
 from vitjax.models.t2t import T2TViT
-from vitjax.weights.t2t_names import T2T
+from vitjax.weights.t2t_names import T2T_TRANSFORMER
 from vitjax.weights.tables import heads_in, moves
 from vitjax.weights.timm_names import SAME, out, projections, to_timm
 from vitjax.weights.tree import flatten, nest
@@ -62,13 +62,13 @@ def check_t2t(config, arrays):
     positions = state.pop(POSITIONS)
     np.testing.assert_allclose(sinusoid(*positions.shape[1:]), positions, rtol=0, atol=2e-7)
     shapes = jax.eval_shape(model.init, jax.random.key(0), image)["params"]
-    params = in_our_form(state, shapes, T2T)
+    params = in_our_form(state, shapes, T2T_TRANSFORMER)
     cotangent = arrays["cotangent"].astype(np.float32)
     value, grads, grad_image = forward_and_gradient(
         model, params, image, lambda out: jnp.sum(out["logits"] * cotangent)
     )
     compare_one("logits", value["logits"], arrays["logits"])
-    grads = {**to_timm(grads, table=T2T), "input": np.asarray(grad_image).transpose(0, 3, 1, 2)}
+    grads = {**to_timm(grads, table=T2T_TRANSFORMER), "input": np.asarray(grad_image).transpose(0, 3, 1, 2)}
     without = set(config["params_without_grad"]) - {POSITIONS}
     assert without == UNUSED
     for name in without:
@@ -94,9 +94,14 @@ def check_attention(config, arrays):
     x = jnp.asarray(arrays["input"], jnp.float32)
     shapes = {"x": jax.eval_shape(module.init, jax.random.key(0), x)["params"]}
     params = in_our_form(below(arrays, "param/"), shapes, ATTENTION)["x"]
-    with jax.default_matmul_precision("highest"):
+
+    @jax.jit
+    def run(params, x, cotangent):
         y, pull = jax.vjp(lambda params, x: module.apply({"params": params}, x), params, x)
-        grads, grad_x = pull(jnp.asarray(arrays["cotangent"], jnp.float32))
+        return y, *pull(cotangent)
+
+    with jax.default_matmul_precision("highest"):
+        y, grads, grad_x = run(params, x, arrays["cotangent"])
     compare_one("output", y, arrays["output"])
     compare_gradients(
         {**below(arrays, "grad/"), "input": arrays["grad_input"]},

@@ -14,26 +14,34 @@ _MOST = 1 << 24  # bytes; positions that declare more are not read for a compari
 _MHA = "MultiHeadDotProductAttention_0"
 _THEIRS, _OURS = "tokens_to_token.attention{i+1}", "tokens_to_token/token_layer_{i}"
 
-T2T: Table = {
+_SHARED: Table = {
     **{name: row for name, row in VIT.items() if not name.startswith(("patch_embed.", "attn_pool."))},
     "blocks.{i}.attn.scale": (SAME, f"Transformer/encoderblock_{{i}}/{_MHA}/scale"),
     **norm(f"{_THEIRS}.norm1", f"{_OURS}/LayerNorm_0"),
     **norm(f"{_THEIRS}.norm2", f"{_OURS}/LayerNorm_1"),
-    # A transformer.
+    **norm("tokens_to_token.norm", "tokens_to_token/norm"),
+    **linear("tokens_to_token.project", "tokens_to_token/projection"),
+}
+
+T2T_TRANSFORMER: Table = {
+    **_SHARED,
     **projections(f"{_THEIRS}.attn.qkv", f"{_OURS}/{_MHA}", ("query", "key", "value")),
     **out(f"{_THEIRS}.attn.proj", f"{_OURS}/{_MHA}"),
     f"{_THEIRS}.attn.scale": (SAME, f"{_OURS}/{_MHA}/scale"),
     **linear(f"{_THEIRS}.mlp.fc1", f"{_OURS}/MlpBlock_0/Dense_0"),
     **linear(f"{_THEIRS}.mlp.fc2", f"{_OURS}/MlpBlock_0/Dense_1"),
-    # A Performer.
+}
+
+T2T_PERFORMER: Table = {
+    **_SHARED,
     **projections(f"{_THEIRS}.kqv", f"{_OURS}/{_MHA}", ("key", "query", "value")),
     **out(f"{_THEIRS}.proj", f"{_OURS}/{_MHA}"),
     f"{_THEIRS}.w": (SAME, f"{_OURS}/{_MHA}/directions"),
     **linear(f"{_THEIRS}.mlp.0", f"{_OURS}/MlpBlock_0/Dense_0"),
     **linear(f"{_THEIRS}.mlp.2", f"{_OURS}/MlpBlock_0/Dense_1"),
-    **norm("tokens_to_token.norm", "tokens_to_token/norm"),
-    **linear("tokens_to_token.project", "tokens_to_token/projection"),
 }
+
+T2T: Table = {**T2T_TRANSFORMER, **T2T_PERFORMER}  # to read
 
 
 def is_t2t(names: Collection[str]) -> bool:
