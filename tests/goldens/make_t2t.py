@@ -1,9 +1,9 @@
 """Makes `t2t/*.npz`: small T2T-ViTs with random weights, as the official code computes them.
 
 python tests/goldens/make_t2t.py CHECKOUT, with torch installed and a checkout of yitu-opensource/T2T-ViT at
-0f63dc9. Made with torch 2.13.0. What that code takes from timm 0.3.4 is stood in for here: nothing of it takes
-part in inference. The form is that of the other files (README.md): numbers exact in float32, results of float64,
-for which the Performer's casts to float32 are switched off.
+0f63dc9. Made with torch 2.13.0. What that code takes from timm 0.3.4 is stood in for here: nothing of it
+takes part in inference. The form is that of the other files (README.md): numbers exact in float32, results of
+float64, for which the Performer's casts to float32 are switched off.
 """
 
 import json

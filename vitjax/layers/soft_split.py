@@ -24,9 +24,7 @@ class Split(NamedTuple):
 def splits_of(given: int | Sequence[Sequence[int]]) -> tuple[Split, ...]:
     """Reads a model's field `splits`: (kernel, stride, padding) of each, or how many of 3/2/1 there are."""
     triples = ((3, 2, 1),) * given if isinstance(given, int) else given
-    if not triples or any(
-        len(triple) != 3 or any(not isinstance(n, int) for n in triple) for triple in triples
-    ):
+    if not triples or not all(map(_is_triple, triples)):
         raise UserError(
             f"splits={given!r} is neither a positive number of soft splits nor three whole numbers, (kernel, "
             "stride, padding), for each of them, such as ((7, 4, 2), (3, 2, 1), (3, 2, 1))."
@@ -40,6 +38,10 @@ def splits_of(given: int | Sequence[Sequence[int]]) -> tuple[Split, ...]:
                 "least half of what windows overlap, and less than half a window."
             )
     return splits
+
+
+def _is_triple(given) -> bool:
+    return isinstance(given, list | tuple) and len(given) == 3 and all(isinstance(n, int) for n in given)
 
 
 def stride_of(splits: Sequence[Split]) -> int:

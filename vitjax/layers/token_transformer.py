@@ -72,7 +72,8 @@ class PerformerAttention(ValueResidualAttention):
         total = query @ key.sum(1)[:, :, None] + 1e-8  # [B, N, 1]
         if self.is_mutable_collection("intermediates") and not self.is_initializing():
             kernel = jnp.einsum("bnm,bkm->bnk", query, key)[:, None]
-            self.sow("intermediates", "attention_logits", jnp.log(kernel))
+            logits = jnp.log(jnp.maximum(kernel, jnp.finfo(kernel.dtype).tiny))
+            self.sow("intermediates", "attention_logits", logits)
             self.sow("intermediates", "attention_weights", kernel / total[:, None])
         moments = jnp.einsum("bnm,bnhe->bmhe", key, value)
         y = jnp.einsum("bnm,bmhe->bnhe", query, moments) / total[:, :, None]

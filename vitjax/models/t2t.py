@@ -120,8 +120,8 @@ class T2TViT(ViT):
 
     The fields of `ViT` mean the same but for these. `patch_size` has no meaning. `spt` shifts views of the
     image by `spt_ratio` of the first split's stride, and that is all: token layers begin with a norm anyway.
-    `lsa` acts in the blocks and in token layers of kind `transformer`; those of kind `performer` have no logits
-    that it could act on.
+    `lsa` acts in the blocks and in token layers of kind `transformer`; those of kind `performer` have no
+    logits that it could act on.
 
     `out` has `token_maps` besides, `[B, h', w', token_dim]` before each split but the first.
 
