@@ -104,9 +104,7 @@ def test_features_are_float32_in_bfloat16():
     x = normal(2, 6, 12)
     variables = drawn(module, x)
     text = str(jax.make_jaxpr(module.apply)(variables, x))
-    exps = [
-        line for line in str(jax.make_jaxpr(module.apply)(variables, x)).splitlines() if " = exp " in line
-    ]
+    exps = [line for line in text.splitlines() if " = exp " in line]
     assert len(exps) == 2 and all("f32[" in line for line in exps)
     y = jax.jit(module.apply)(variables, x)
     assert y.dtype == jnp.float32

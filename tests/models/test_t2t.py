@@ -124,7 +124,7 @@ def apply(fields, made, image):
 
 
 def test_the_scale_is_by_the_width_of_heads_or_of_tokens():
-    """Two heads are half as wide as tokens: the scale by the width is the other with queries sqrt(2) shorter."""
+    """Two heads are half as wide as tokens: one scale is the other with queries sqrt(2) shorter."""
     image = images(2, 16, 16, 3)
     made = randomised(models.create("t2t_vit_7", **TINY), image)
     by_width, _ = apply({"qk_scale": "width"}, made, image)
