@@ -68,12 +68,7 @@ class MultiHeadDotProductAttention(nn.Module):
         """Attends from `x` `[B, N, D]` to `context` `[B, M, D]`, by default to `x` itself: `[B, N, D]`."""
         x = x.astype(self.dtype)
         context = x if context is None else context.astype(self.dtype)
-        query, key, value = self.project(x, context)
-        logits = self.logits(query, key)
-        self.sow("intermediates", "attention_logits", logits)
-        weights = self.weights(logits).astype(self.dtype)
-        self.sow("intermediates", "attention_weights", weights)
-        return self.merge(jnp.einsum("bhnm,bmhk->bnhk", weights, value), x.shape[-1])
+        return self.merge(self.attended(*self.project(x, context)), x.shape[-1])
 
     def project(self, x, context):
         """Returns queries `[B, N, H, Dh]`, keys and values `[B, M, H, Dh]`."""
@@ -91,6 +86,14 @@ class MultiHeadDotProductAttention(nn.Module):
             return y.reshape(*y.shape[:-1], *shape[1:])
 
         return heads(x, "query"), heads(context, "key"), heads(context, "value")
+
+    def attended(self, query, key, value):
+        """Averages values by the weights of each query: `[B, N, H, Dh]`."""
+        logits = self.logits(query, key)
+        self.sow("intermediates", "attention_logits", logits)
+        weights = self.weights(logits).astype(self.dtype)
+        self.sow("intermediates", "attention_weights", weights)
+        return jnp.einsum("bhnm,bmhk->bnhk", weights, value)
 
     def logits(self, query, key):
         """Returns the scaled products `[B, H, N, M]` of queries and keys, masked as `locality` says."""

@@ -24,6 +24,7 @@ FAMILIES = (
     "vitjax.models.cait",
     "vitjax.models.pit",
     "vitjax.models.swin",
+    "vitjax.models.t2t",
     "vitjax.models.resnet",
     "vitjax.models.bit",
     "vitjax.models.regnet",

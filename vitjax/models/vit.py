@@ -22,7 +22,7 @@ from vitjax.layers.mlp import GELU
 from vitjax.layers.norm import LayerNorm
 from vitjax.layers.patches import PatchEmbedding, pair
 from vitjax.layers.pooling import MAPHead
-from vitjax.layers.position import sincos_2d
+from vitjax.layers.position import sincos_2d, sinusoid
 from vitjax.layers.shifted_patches import SPT, ShiftedPatchTokenization, shifts_of
 
 # Table 2 of "Scaling Vision Transformers" and big_vision's additions: width, depth, mlp_dim, num_heads.
@@ -44,7 +44,7 @@ SIZES = {
 
 _CHOICES = {
     "pool": ("tok", "gap", "map", "0", "none"),
-    "posemb": ("learn", "sincos2d"),
+    "posemb": ("learn", "sincos2d", "sinusoid"),
     "posemb_layout": ("augreg", "big_vision"),
     "gelu": GELU,
     "spt": SPT,
@@ -70,7 +70,8 @@ class ViT(nn.Module):
       class_token: whether there is one; by default exactly for `pool="tok"`.
       fc_norm: normalise after pooling instead of before (timm's `fc_norm`, its default for average pooling).
       rep_size: size of the layer before the head (Dense `pre_logits`, tanh); True means `width`, False none.
-      posemb: `learn`, or the fixed `sincos2d` of MoCo v3.
+      posemb: `learn`, or one that is fixed: `sincos2d` of MoCo v3, by row and column, or `sinusoid` of the
+        original Transformer, by place in the sequence, where the class token is the first (T2T-ViT).
       posemb_layout: `augreg`: the class token is put in front and then positions are added; it has its own
         entry; drawn with deviation 0.02. `big_vision`: positions are added to the patches, deviation
         1/sqrt(width), then the class token is put in front (also DeiT III).
@@ -219,7 +220,7 @@ class ViT(nn.Module):
             raise UserError(
                 f"The model takes float images, not {image.dtype}: end pp with e.g. value_range(-1, 1)."
             )
-        out = self.embed(image)
+        out = self.embed(image, train)
         x = out["with_posemb"] = self.add_positions(out["stem"])
         x = nn.Dropout(self.dropout)(x, deterministic=not train)
         x, encoded = self.encode_on(out["stem"].shape[1:3], x, train)
@@ -248,7 +249,7 @@ class ViT(nn.Module):
             bias = self.initialisers.bias_of(x.shape[-1], bias)
         return nn.Dense(self.num_classes, kernel_init=kernel, bias_init=bias, name=name)(x)
 
-    def embed(self, image) -> dict[str, Any]:
+    def embed(self, image, train) -> dict[str, Any]:
         """Returns `stem`, the embedded patches `[B, h, w, D]`; a subclass may have more to show."""
         return {"stem": self.patch_embedding()(image)}
 
@@ -279,6 +280,9 @@ class ViT(nn.Module):
 
         if self.posemb == "sincos2d":  # the class token has no place on the grid, so it gets no position
             return prepend(x + sincos_2d(height, width, dim))
+        if self.posemb == "sinusoid":
+            x = prepend(x)
+            return x + sinusoid(x.shape[1], dim)
         if self.posemb_layout == "augreg":
             x = prepend(x)
             return x + self.position_embedding(x.shape[1:], self.initialisers.position_std or 0.02)
@@ -309,6 +313,11 @@ class ViT(nn.Module):
         x, tokens = self.encoder(final_norm=not self.fc_norm)(x, train=train)
         return x, {"tokens": tokens, "encoded": x}
 
+    @property
+    def block(self) -> type[nn.Module]:
+        """The kind of all blocks."""
+        return EncoderBlock
+
     def block_fields(self) -> dict[str, Any]:
         """The fields of every block."""
         return {
@@ -337,7 +346,7 @@ class ViT(nn.Module):
         rates = uniform_rates if self.drop_path_uniform else linear_rates
         return Encoder(
             self.depth,
-            EncoderBlock,
+            self.block,
             self.block_fields(),
             drop_path=rates(self.drop_path, self.depth) if self.drop_path else None,
             layer_scale=self.layer_scales(self.depth),

@@ -63,7 +63,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def show(args: argparse.Namespace) -> int:
-    """Prints the family of a file and every array in it, of which none is read."""
+    """Prints the family of a file and every array in it, of which at most positions are read."""
     from vitjax.weights import families
     from vitjax.weights.archive import open_archive
     from vitjax.weights.loading import key_and_subtree, locate
@@ -147,6 +147,12 @@ def fields(provided: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
         small = provided["conv_root/kernel"][0] == 3
         return {"stem": "small" if small else "imagenet"} if table is timm_cnn_names.RESNET else {}
     has = lambda part: any(part in name for name in names)
+    if has("tokens_to_token/"):
+        return {
+            "qkv_bias": any(name.startswith("Transformer/") and "/query/bias" in name for name in names),
+            "posemb": "learn" if "pos_embedding" in names else "sinusoid",
+            "unused_norm": "tokens_to_token/norm/scale" in names,
+        }
     out: dict[str, Any] = {
         "pool": "map" if has("MAPHead_0/") else "gap" if has("fc_norm/") or "cls" not in names else "tok",
         "class_token": "cls" in names,

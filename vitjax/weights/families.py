@@ -17,6 +17,7 @@ from vitjax.weights import (
     pit_names,
     spt_lsa_names,
     swin_names,
+    t2t_names,
     timm_cait_names,
     timm_cnn_names,
     timm_names,
@@ -38,6 +39,7 @@ class Family:
     translate: Translate
     posemb: str  # a method of `position.resize`
     detail: Callable[[Collection[str]], str] = lambda names: ""
+    computed: Callable[[Mapping[str, Stored]], Collection[str]] = lambda entries: ()  # by the model itself
     wrapper: str = ""  # what its files keep all names under; empty for none, or whatever there is
 
 
@@ -93,6 +95,13 @@ FAMILIES = (
         "bicubic",
     ),
     # Before the Vision Transformers, whose blocks are called `blocks` as well.
+    Family(
+        "yitu-opensource/T2T-ViT",
+        t2t_names.is_t2t,
+        _by(t2t_names.T2T),
+        "bicubic",
+        computed=t2t_names.computed,
+    ),
     _timm_cnn("EfficientNet", r"blocks\.0\.0\.conv_dw\.weight", timm_cnn_names.EFFICIENTNET),
     Family(
         "timm",
@@ -162,6 +171,9 @@ def recognise(archive: Archive, subtree: str) -> Weights:
         # The names of a run of one's own are those of its model, whatever that is.
         own = archive.kind == CHECKPOINT and family is FAMILIES[0]
         if own or (family.wrapper in ("", around) and family.recognises(entries)):
+            if computed := family.computed(entries):
+                notes.append(f"left out: {', '.join(computed)}, which the model computes")
+                entries = {name: stored for name, stored in entries.items() if name not in computed}
             return Weights(family, entries, tuple(notes))
     inside = [
         top for top in _tops(entries) if any(f.recognises(_below(entries, f"{top}/")) for f in FAMILIES)
