@@ -164,9 +164,14 @@ class Step(NamedTuple):
     """What does the same on the device, for a host op that has such a form."""
 
     @property
-    def device_op(self) -> Op | None:
-        """The op as it runs on the device; None where it does not."""
-        return self.op if self.device else self.twin
+    def runs_on_device(self) -> bool:
+        """Whether the op can run on the device, as it is or as its twin."""
+        return self.device or self.twin is not None
+
+    @property
+    def device_op(self) -> Op:
+        """The op as it runs on the device."""
+        return self.op if self.twin is None else self.twin
 
 
 class HostOps:
@@ -259,7 +264,7 @@ def parse(string: str | None, *, on_device: bool = False) -> Preprocess:
 
 def _not_on_device(step: Step, last: Step, string: str) -> UserError:
     """What to say of an op that draws, where the host would apply it once for all epochs."""
-    if step.device_op is None:
+    if not step.runs_on_device:
         why = f"{step.text!r} draws anew for each view, and has no form for the device"
         names = sorted({name for name, entry in _REGISTRY.items() if entry.device} | set(_ON_DEVICE))
         other = f" or use ops that have one: {', '.join(names)}"
