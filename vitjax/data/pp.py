@@ -245,7 +245,7 @@ def parse(string: str | None, *, on_device: bool = False) -> Preprocess:
     steps = [_build(piece.strip(), string, on_device) for piece in _split(string) if piece.strip()]
     first_device = len(steps)
     while first_device and (
-        steps[first_device - 1].device_op if on_device else steps[first_device - 1].device
+        steps[first_device - 1].runs_on_device if on_device else steps[first_device - 1].device
     ):
         first_device -= 1
     for step in steps[:first_device]:

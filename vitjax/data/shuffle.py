@@ -2,7 +2,7 @@
 
 The swap-or-not shuffle (Hoang, Morris and Rogaway, CRYPTO 2012, arXiv 1208.1176): each round pairs x with
 K - x mod N for a random K and, by a coin that both of a pair share, swaps them or not. Each round is a
-bijection of [0, N), so all of them together are, for every N. Nothing has to be sorted, nothing is searched for
+bijection of [0, N), so all of them together are, for every N. Nothing has to be sorted, nothing searched for
 until it fits. The authors suggest 6 log2(N) rounds, as here.
 
 The coins are those of a 32-bit hash, not of a cipher: good for shuffling, no secret.
