@@ -49,6 +49,7 @@ _OP_MODULES = (
     "crop_ops",
     "randaug",
     "timm_randaug",
+    "autoaugment",
     "color_ops",
     "dict_ops",
     "device_ops",
