@@ -1,8 +1,9 @@
 """AutoAugment (arXiv 1805.09501) as "Vision Transformer for Small-Size Datasets" trained with it.
 
 The three policies are those of the AutoAugment paper. The ops are those of the authors' code
-(`aanna0701/SPT_LSA_ViT:utils/autoaug.py`), in Pillow's arithmetic; they differ from torchvision's in that rotation
-is never clockwise, shears are bicubic and leave the top left corner where it is, and grey fills what is uncovered.
+(`aanna0701/SPT_LSA_ViT:utils/autoaug.py`), in Pillow's arithmetic. They differ from torchvision's: rotation
+is never clockwise, shears are bicubic and leave the top left corner where it is, and grey is what is
+uncovered.
 """
 
 from collections.abc import Callable

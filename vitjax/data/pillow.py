@@ -1,8 +1,8 @@
 """Pillow's image operations, pixel by pixel: what torchvision's and timm's augmentations are made of.
 
-Each is a pure function of a uint8 RGB image `[H, W, 3]`. All equal Pillow's, except that `transform` is
-computed in float32, by which one value in some thousands comes out one apart, and in rare cases
-`gaussian_blur`. Where TensorFlow and Pillow agree, the function stands in `randaug`.
+Each is a pure function of a uint8 RGB image `[H, W, 3]`. All equal Pillow's, except that `transform` and
+what is made of it are computed in float32, by which one value in some thousands comes out one apart, and in
+rare cases `gaussian_blur`. Where TensorFlow and Pillow agree, the function stands in `randaug`.
 """
 
 import functools
@@ -261,9 +261,10 @@ def shear_y_exactly(image: Image, level: float, fill: tuple[int, int, int]) -> I
 
 @functools.lru_cache(maxsize=32)
 def shear_source(height: int, width: int, level: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns the first of the four columns that each pixel of `shear_x` comes from, the fraction, what is outside.
+    """Returns where `shear_x` takes each pixel from, each `[height, width]`.
 
-    Each `[height, width]`: int64, where columns beyond the edges mean the edges, float64 and bool.
+    The first of four columns (int64; those beyond the edges mean the edges), the fraction that their weights
+    follow from (float64), and what comes from outside (bool).
     """
     source = np.arange(width) + 0.5 + level * (np.arange(height)[:, None] + 0.5)
     outside = (source < 0) | (source >= width)
@@ -276,7 +277,7 @@ def shear_source(height: int, width: int, level: float) -> tuple[np.ndarray, np.
 
 
 def transform_nearest(image: Image, matrix: Matrix, fill: tuple[int, int, int]) -> Image:
-    """Pillow's `Image.transform` by an affine matrix to the nearest pixel, `fill` outside. See `transform`."""
+    """Pillow's `Image.transform` by an affine matrix, nearest pixel, `fill` outside. See `transform`."""
     source = nearest_source(*image.shape[:2], matrix)
     border = {"borderMode": cv2.BORDER_CONSTANT, "borderValue": fill}
     return cv2.remap(image, source, np.empty(0, np.uint16), cv2.INTER_NEAREST, **border)
@@ -285,7 +286,7 @@ def transform_nearest(image: Image, matrix: Matrix, fill: tuple[int, int, int]) 
 # A policy has some ten transforms in all. For images of one size, none is computed twice.
 @functools.lru_cache(maxsize=32)
 def nearest_source(height: int, width: int, matrix: Matrix) -> np.ndarray:
-    """Returns where each pixel comes from, int16 `[height, width, (x, y)]`, -1 where from outside.
+    """Returns where each pixel comes from, int16 `[height, width, (x, y)]`; -1 means from outside.
 
     Pillow steps through the source in whole 65536ths of a pixel, but not if nothing is rotated or sheared.
     """
