@@ -114,6 +114,26 @@ def eval_batches(
     return BatchIterator(make, 0, -(-len(source) // batch_size), workers)
 
 
+def each_once(
+    source: Source,
+    host_fn: HostFn,
+    start: int,
+    stop: int,
+    *,
+    chunk: int,
+    workers: int = 0,
+    on_error: str = "raise",
+    num_classes: int,
+) -> "BatchIterator":
+    """Yields examples `[start, stop)` in order, `chunk` at a time and the rest at last; nothing is padded.
+
+    Arguments are those of `train_batches`; with `on_error="skip"` another example takes the place of a broken
+    one, as there, whatever the seed of the run.
+    """
+    make = BatchMaker(source, host_fn, ChunkRows(start, stop, chunk), 0, on_error, num_classes)
+    return BatchIterator(make, 0, -(-(stop - start) // chunk), workers)
+
+
 def first_example(
     source: Source, host_fn: HostFn, *, on_error: str, num_classes: int
 ) -> dict[str, np.ndarray]:
@@ -212,6 +232,21 @@ class EvalRows:
         return positions, np.minimum(positions, self.num_examples - 1), positions < self.num_examples
 
 
+@dataclasses.dataclass
+class ChunkRows:
+    """Which examples chunk `step` of the examples `[start, stop)` consists of."""
+
+    start: int
+    stop: int
+    chunk: int
+
+    def __call__(self, step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        """Returns positions and indices, which are the same, int64 `[B]`, and no mask."""
+        first = self.start + step * self.chunk
+        indices = np.arange(first, min(first + self.chunk, self.stop))
+        return indices, indices, None
+
+
 class ExampleRandom:
     """The random numbers of each example: Philox keyed by (seed, position).
 
@@ -244,7 +279,7 @@ class BatchMaker:
 
     source: Source
     host_fn: HostFn
-    rows: TrainRows | EvalRows
+    rows: TrainRows | EvalRows | ChunkRows
     seed: int
     on_error: str
     num_classes: int
@@ -275,7 +310,7 @@ class BatchMaker:
                     mask[row] = False
         batch = stack(examples)
         batch |= {key: rows(positions) for key, rows in self.by_position.items()}
-        batch["_id"] = ids if mask is None else np.where(positions < self.rows.num_examples, ids, -1)
+        batch["_id"] = ids if mask is None else np.where(positions < len(self.source), ids, -1)
         if mask is not None:
             batch["_mask"] = mask
         return batch, skipped
