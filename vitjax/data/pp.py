@@ -49,11 +49,13 @@ _OP_MODULES = (
     "crop_ops",
     "randaug",
     "timm_randaug",
+    "autoaugment",
     "color_ops",
     "dict_ops",
     "device_ops",
     "random_erasing",
     "cutmix",
+    "device_augment",
 )
 
 
