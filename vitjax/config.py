@@ -36,7 +36,7 @@ class Settings:
     """The top level of a config, with the durations of `DURATIONS` beside it.
 
     Attributes:
-      input: training data: data, split, pp, batch_size, workers, on_error, repeats, split_views.
+      input: training data: data, split, pp, batch_size, workers, on_error, repeats, split_views, passes.
       model: name and options of the architecture.
       model_init: parameters to start from: weights, dont_load, posemb.
       task: name and options of what is learnt.

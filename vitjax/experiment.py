@@ -45,6 +45,8 @@ class Input:
       repeats: repeated augmentation: views of each image in a row, 3 for DeiT; see `pipeline.TrainRows`.
       split_views: let the views of an image fall into two batches where `repeats` does not divide the batch,
         as they do in the official runs (3 views, batches of 1024).
+      passes: makes an epoch so many times as long as the data set, in whole batches; the recipe for small
+        sets has 3. See `pipeline.examples_per_epoch`. Left out it is one pass, and a batch may straddle two.
     """
 
     data: str
@@ -55,6 +57,7 @@ class Input:
     on_error: str = "raise"
     repeats: int = 1
     split_views: bool = False
+    passes: int | None = None
 
     def __post_init__(self):
         """Refuses numbers out of range."""
@@ -64,6 +67,10 @@ class Input:
             )
         if self.repeats < 1:
             raise UserError(f"config.input.repeats = {self.repeats}: 1 for one view of each image, or more.")
+        if self.passes is not None and self.passes < 1:
+            raise UserError(
+                f"config.input.passes = {self.passes}: how many passes over the data an epoch is, 1 or more."
+            )
         if (rest := self.batch_size % self.repeats) and not self.split_views:
             fitting = [n for n in (self.batch_size - rest, self.batch_size - rest + self.repeats) if n > 0]
             raise UserError(
@@ -80,7 +87,9 @@ class Input:
 
     def sizes(self, source: Any) -> dict[str, int]:
         """What epochs and examples are measured by: `batch_size`, and the `num_examples` of an epoch."""
-        epoch = pipeline.examples_per_epoch(len(source), batch_size=self.batch_size, repeats=self.repeats)
+        epoch = pipeline.examples_per_epoch(
+            len(source), batch_size=self.batch_size, repeats=self.repeats, passes=self.passes
+        )
         return dict(batch_size=self.batch_size, num_examples=epoch)
 
 
@@ -281,6 +290,7 @@ class Experiment:
             process_index=jax.process_index(),
             process_count=jax.process_count(),
             repeats=self.input.repeats,
+            passes=self.input.passes,
             by_position=self.task.by_position,
         )
 
@@ -358,7 +368,8 @@ def _student(
     """What a teacher has to know of the run."""
     with blaming("config.input.pp"):
         batch = jax.eval_shape(preprocess.device, batch_spec, jax.random.key(0))
-    stream = {f"input.{key}": value for key, value in dataclasses.asdict(data).items() if key != "workers"}
+    known = {key: value for key, value in dataclasses.asdict(data).items() if value is not None}
+    stream = {f"input.{key}": value for key, value in known.items() if key != "workers"}
     stream["input.pp"] = fill_in(data.pp, num_classes)
     stream |= dict(seed=settings.seed, batch_size=data.batch_size, examples=len(source))
     return Student(
