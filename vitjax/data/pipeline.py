@@ -153,7 +153,7 @@ def examples_per_epoch(
     it, a random third for `repeats` 3: 427,008 of the 1,281,167 of ImageNet at batch 1024, in 1,251 steps.
 
     With `passes`, an epoch is passes * num_examples rows less those that fill no batch, whatever `repeats`
-    is, as in the sampler of MultiGrain (arXiv 1902.05509), where `passes` is `len_factor`. So 3 passes of CIFAR's
+    is, as in the sampler of MultiGrain (arXiv 1902.05509), where it is `len_factor`. So 3 passes of CIFAR's
     50,000 images at batch 128 are 1,171 steps; with `repeats` 3 as well, they are three views of each image.
     """
     if passes is None and repeats == 1:
