@@ -235,7 +235,7 @@ def sample_resized_crop(
     return (height - h) // 2, (width - w) // 2, h, w
 
 
-@register("central_crop")
+@register("central_crop", deterministic=True)
 @on_key("image")
 def central_crop(crop_size=None, rounding="down"):
     """Crops `crop_size` (a side, or `[height, width]`) from the middle; the largest square unless told.
