@@ -95,7 +95,7 @@ def forward_and_gradient(model, params, image, loss, train=False):
     return out, grads, grad_image
 
 
-def compare_gradients(references, grads):
+def compare_gradients(references, grads, within=GRADIENT):
     """Compares each tensor by its largest entry; every one must have its reference."""
     assert references.keys() == grads.keys()
     largest = max(np.abs(reference).max() for reference in references.values())
@@ -104,7 +104,7 @@ def compare_gradients(references, grads):
         if size < EXACT_ZERO:
             assert error <= ZERO * largest, f"the gradient of {name} is {error:.1e}, not 0"
         else:
-            assert error <= GRADIENT * size, (
+            assert error <= within * size, (
                 f"the gradient of {name} is off by {error / size:.1e} of its maximum"
             )
 

@@ -28,11 +28,23 @@ def multiply_accumulates(function: Callable, *abstract_args: Any) -> int:
       ValueError: products where the number of repetitions cannot be told by shape: in a `while` loop, or
         inside a primitive that runs its body once a device or once a block (`shard_map`, `pallas_call`).
     """
-    return _count(jax.make_jaxpr(function)(*abstract_args).jaxpr)
+    return _count(jax.make_jaxpr(function)(*abstract_args).jaxpr, _products)
 
 
-def _count(jaxpr: Jaxpr) -> int:
-    return sum(_cost(eqn) for eqn in _used(jaxpr))
+def layer_norms(function: Callable, *abstract_args: Any) -> int:
+    """Counts the numbers, tokens times width, that the LayerNorms in one call of `function` return.
+
+    Counted like the products of `multiply_accumulates`, from the same arguments.
+    """
+    return _count(jax.make_jaxpr(function)(*abstract_args).jaxpr, _normalised)
+
+
+# What an equation costs by itself; None: what the programs inside it cost, which is nothing without any.
+_Cost = Callable[[JaxprEqn], int | None]
+
+
+def _count(jaxpr: Jaxpr, cost: _Cost) -> int:
+    return sum(_cost(eqn, cost) for eqn in _used(jaxpr))
 
 
 def _used(jaxpr: Jaxpr) -> Iterator[JaxprEqn]:
@@ -44,13 +56,25 @@ def _used(jaxpr: Jaxpr) -> Iterator[JaxprEqn]:
             yield eqn
 
 
-def _cost(eqn: JaxprEqn) -> int:
-    name = eqn.primitive.name
-    if name == "dot_general":
+def _products(eqn: JaxprEqn) -> int | None:
+    if eqn.primitive.name == "dot_general":
         return _dot_general(eqn)
-    if name == "conv_general_dilated":
-        return _convolution(eqn)
-    costs = [_count(_open(inner)) for inner in jaxprs_in_params(eqn.params)]
+    return _convolution(eqn) if eqn.primitive.name == "conv_general_dilated" else None
+
+
+def _normalised(eqn: JaxprEqn) -> int | None:
+    """A LayerNorm is a function with a gradient of its own that takes the root of a variance."""
+    if eqn.primitive.name != "custom_vjp_call":
+        return None
+    inside = [inner.primitive.name for inner in _open(eqn.params["call_jaxpr"]).eqns]
+    return _size(eqn.outvars[0].aval.shape) if "rsqrt" in inside else None
+
+
+def _cost(eqn: JaxprEqn, cost: _Cost) -> int:
+    name = eqn.primitive.name
+    if (own := cost(eqn)) is not None:
+        return own
+    costs = [_count(_open(inner), cost) for inner in jaxprs_in_params(eqn.params)]
     if not any(costs):
         return 0
     if name in ("while", "shard_map", "pallas_call"):

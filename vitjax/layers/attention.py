@@ -23,13 +23,15 @@ class HeadProjection(nn.Module):
     use_bias: bool = True
     into_heads: bool = True
     kernel_init: Initializer = AUGREG.kernel
+    stacked: int = 1  # into heads: so many projections are drawn as one matrix, of which this is a part
 
     @nn.compact
     def __call__(self):
         """Returns `(kernel, bias)`; the bias is None without `use_bias`."""
         a, b, c = self.shape
-        matrix, bias_shape = ((a, b * c), (b, c)) if self.into_heads else ((a * b, c), (c,))
-        draw = lambda key, shape: self.kernel_init(key, matrix).reshape(shape)
+        rows, columns, bias_shape = (a, b * c, (b, c)) if self.into_heads else (a * b, c, (c,))
+        matrix = (rows, self.stacked * columns)
+        draw = lambda key, shape: self.kernel_init(key, matrix)[:, :columns].reshape(shape)
         kernel = self.param("kernel", draw, self.shape)
         return kernel, self.param("bias", nn.initializers.zeros, bias_shape) if self.use_bias else None
 
@@ -42,7 +44,8 @@ class MultiHeadDotProductAttention(nn.Module):
     `[H, Dh, D]` and bias `[D]`. There is no dropout on the attention weights, as
     in the official code. A variant overrides `logits` (what is added to them) or
     `weights` (mixing heads around the softmax). `locality` adds LSA: its learned
-    temperature is the parameter `scale` `[H]`, which logits are multiplied by.
+    temperature is the parameter `scale` `[H]`, which logits are multiplied by. Without
+    `out_projection` the heads side by side, `[B, N, H*Dh]`, are the result.
 
     The collection `intermediates` gets `attention_logits` and `attention_weights`
     `[B, H, N, M]` if it is mutable, before and after the softmax.
@@ -55,6 +58,7 @@ class MultiHeadDotProductAttention(nn.Module):
     head_dim: int | None = None  # by default the width over the heads
     scale: float | None = None  # of the logits, where it begins if it is learned; by default head_dim ** -0.5
     locality: Locality = NOWHERE
+    out_projection: bool = True
 
     @nn.compact
     def __call__(self, x, context=None):
@@ -75,8 +79,11 @@ class MultiHeadDotProductAttention(nn.Module):
             raise UserError(f"width={width} cannot be split over num_heads={self.num_heads} heads.")
         shape = (width, self.num_heads, self.head_dim or width // self.num_heads)
 
+        stacked = dict(zip(("query", "key", "value"), self.initialisation.stacked, strict=True))
+
         def heads(inputs, name):
-            kernel, bias = HeadProjection(shape, self.qkv_bias, True, self.initialisation.kernel, name=name)()
+            draw = self.initialisation.kernel
+            kernel, bias = HeadProjection(shape, self.qkv_bias, True, draw, stacked[name], name=name)()
             y = affine(inputs, kernel.reshape(width, -1), None if bias is None else bias.reshape(-1))
             return y.reshape(*y.shape[:-1], *shape[1:])
 
@@ -104,9 +111,12 @@ class MultiHeadDotProductAttention(nn.Module):
 
     def merge(self, y, width):
         """Projects the heads' results `[B, N, H, Dh]` back to `[B, N, D]`."""
+        side_by_side = y.reshape(*y.shape[:-2], -1)
+        if not self.out_projection:
+            return side_by_side
         shape = (*y.shape[-2:], width)
         kernel, bias = HeadProjection(shape, True, False, self.initialisation.kernel, name="out")()
-        return affine(y.reshape(*y.shape[:-2], -1), kernel.reshape(-1, width), bias)
+        return affine(side_by_side, kernel.reshape(-1, width), bias)
 
 
 class TalkingHeadsAttention(MultiHeadDotProductAttention):
@@ -114,22 +124,39 @@ class TalkingHeadsAttention(MultiHeadDotProductAttention):
 
     "Talking-Heads Attention" (arXiv 2003.02436), as in CaiT: `proj_l` mixes the H maps of
     scaled products, `proj_w` those of weights, each with a kernel `[H, H]` (from, to) and
-    a bias `[H]`. The weights of a query need not sum to one afterwards. The bias of
-    `proj_l` shifts all logits of a map alike: no output depends on it.
+    a bias `[H]` unless `mixing_bias` is False. The weights of a query need not sum to one
+    afterwards. The bias of `proj_l` shifts all logits of a map alike: no output depends on it.
+
+    The mask of a `locality` is put in before logits are mixed, as in the official code, unless
+    it is -inf: times the signed numbers of a mix that would be NaN, so it is put in after it.
+    The collection `intermediates` gets `unmixed_weights` besides, what the softmax returns.
     """
+
+    mixing_bias: bool = True
+
+    def masked(self, logits):
+        """Masks the diagonal of `[B, H, N, M]` before the mix, if `locality` does and its mask is finite."""
+        return logits if self.locality.mask == -jnp.inf else super().masked(logits)
 
     def weights(self, logits):
         """Returns the mixed weights `[B, H, N, M]`, in the dtype of the products."""
-        weights = super().weights(self.mix(logits, "proj_l"))
+        logits = self.mix(logits, "proj_l")
+        if self.locality.mask == -jnp.inf:
+            logits = super().masked(logits)
+        weights = super().weights(logits)
+        self.sow("intermediates", "unmixed_weights", weights)
         return self.mix(weights.astype(self.dtype), "proj_w")
 
     def mix(self, maps, name):
         """Maps `[B, H, N, M]` to as many linear combinations of them."""
-        kernel, bias = HeadMixing(self.num_heads, self.initialisation.kernel, name=name)()
+        draw = self.initialisation.head_mix or self.initialisation.kernel
+        kernel, bias = HeadMixing(self.num_heads, draw, self.mixing_bias, name=name)()
         batch, heads, *positions = maps.shape
         # One product an example, with the maps as rows, leaves them where they are in memory.
         kernel = jnp.broadcast_to(kernel.T.astype(maps.dtype), (batch, heads, heads))
-        mixed = kernel @ maps.reshape(batch, heads, -1) + bias.astype(maps.dtype)[:, None]
+        mixed = kernel @ maps.reshape(batch, heads, -1)
+        if bias is not None:
+            mixed = mixed + bias.astype(maps.dtype)[:, None]
         return mixed.reshape(batch, heads, *positions)
 
 
@@ -138,9 +165,10 @@ class HeadMixing(nn.Module):
 
     num_heads: int
     kernel_init: Initializer = AUGREG.kernel
+    use_bias: bool = True
 
     @nn.compact
     def __call__(self):
-        """Returns `(kernel, bias)`."""
+        """Returns `(kernel, bias)`; the bias is None without `use_bias`."""
         kernel = self.param("kernel", self.kernel_init, (self.num_heads, self.num_heads))
-        return kernel, self.param("bias", nn.initializers.zeros, (self.num_heads,))
+        return kernel, self.param("bias", nn.initializers.zeros, (self.num_heads,)) if self.use_bias else None

@@ -37,6 +37,9 @@ class Initialisation:
       token: of the tokens that are put before the patches.
       position_std: deviation of a learned position embedding; None: that of its layout.
       head: of the head's kernel where it does not begin at zero.
+      head_mix: of the kernels that mix talking heads; None: as `kernel`.
+      stacked: how many projections of equal size the code base draws as one matrix with that of query, key
+        and value: they count in its fan-out.
     """
 
     kernel: Initializer
@@ -45,6 +48,8 @@ class Initialisation:
     token: Initializer
     position_std: float | None
     head: Initializer
+    head_mix: Initializer | None = None
+    stacked: tuple[int, int, int] = (1, 1, 1)
 
 
 AUGREG = Initialisation(  # google-research/vision_transformer and big_vision
@@ -68,4 +73,30 @@ DEIT = Initialisation(
     head=_NORMAL,
 )
 
-INITIALISATIONS = {"augreg": AUGREG, "deit": DEIT}
+# aanna0701/SPT_LSA_ViT: xavier-normal matrices, truncated nowhere; a patch embedding is a matrix as well.
+_XAVIER_NORMAL = nn.initializers.variance_scaling(1.0, "fan_avg", "normal")
+
+
+def _xavier_normal_matrix(fan_in: int) -> tuple[Initializer, Initializer]:
+    """Kernel, drawn as `[fan_in, D]` whatever its shape, and bias of a Linear."""
+
+    def kernel(key, shape, dtype=jnp.float32):
+        return _XAVIER_NORMAL(key, (fan_in, shape[-1]), dtype).reshape(shape)
+
+    return kernel, nn.initializers.zeros
+
+
+SMALL_DATASETS = Initialisation(
+    kernel=_XAVIER_NORMAL,
+    mlp_bias=nn.initializers.zeros,
+    patch=_xavier_normal_matrix,
+    token=nn.initializers.normal(1.0),
+    position_std=1.0,
+    head=_XAVIER_NORMAL,
+    head_mix=nn.initializers.normal(1.0),
+    stacked=(3, 3, 3),
+)
+# Its CaiT has one Linear for queries and one for keys and values.
+SMALL_DATASETS_CAIT = dataclasses.replace(SMALL_DATASETS, stacked=(1, 2, 2))
+
+INITIALISATIONS = {"augreg": AUGREG, "deit": DEIT, "small_datasets": SMALL_DATASETS}

@@ -4,6 +4,7 @@ Sources: "An Image is Worth 16x16 Words" (arXiv 2010.11929), "How to train your 
 google-research/vision_transformer and google-research/big_vision.
 """
 
+import math
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -79,6 +80,8 @@ class ViT(nn.Module):
       drop_path_rescale: divide what survives by its probability (Scenic, timm); False: do not (big_vision).
       gelu: `tanh` approximation (the JAX code bases) or exact `erf` (PyTorch's).
       head_dim: size of a head's queries, keys and values; by default `width / num_heads`.
+      out_projection: multiply the heads' results with a matrix; without one (the official code of the
+        small-dataset paper, for one head of the model's width) they go side by side onto the residual stream.
       spt: shifted patch tokenization in place of the linear embedding: `none`, or where the views look:
         `diagonal` (the paper's four), `cardinal`, `all` eight.
       spt_ratio: by how much of a patch views are shifted, rounded down to pixels.
@@ -89,8 +92,11 @@ class ViT(nn.Module):
       initialisation: how parameters begin. `augreg`: linear layers xavier-uniform, biases of the MLP with
         deviation 1e-6, patch embedding lecun-normal, class token zero. `deit`: normal with deviation 0.02,
         the tokens and positions, too; biases zero; patch embedding uniform as PyTorch has it.
+        `small_datasets`: matrices xavier-normal, those of query, key and value as one, and the patch
+        embedding; tokens and positions normal with deviation 1; biases zero.
       head_bias: initial bias of the head (AugReg: -6.9 for 1000 classes with sigmoid loss, -10 for 21k).
-      head_zeroinit: start the head's kernel at zero; False: lecun-normal, or 0.02 of `deit`.
+      head_zeroinit: start the head's kernel at zero; False: lecun-normal, or 0.02 of `deit`, or xavier-normal
+        of `small_datasets`.
       scan: compile one block and scan it over the depth, parameters stacked (`layers.encoder.loop_to_scan`).
       remat: recompute blocks in the backward pass, keeping what this policy of jax names (`REMAT_POLICIES`).
       dtype: of matrix products. Parameters, residual stream, norms, softmax and logits are float32 always.
@@ -115,6 +121,7 @@ class ViT(nn.Module):
     gelu: str = "tanh"
     qkv_bias: bool = True
     head_dim: int | None = None
+    out_projection: bool = True
     spt: str = "none"
     spt_ratio: float = 0.5
     lsa: str = "none"
@@ -149,6 +156,15 @@ class ViT(nn.Module):
             shifts_of(patch_size, self.spt_ratio)
         if self.head_dim is None and self.width % self.num_heads:
             raise UserError(f"width={self.width} cannot be split over num_heads={self.num_heads} heads.")
+        if self.head_dim is not None and self.head_dim < 1:
+            raise UserError(f"head_dim={self.head_dim!r} must be 1 or more, or None for width / num_heads.")
+        if not self.out_projection and self.head_dim not in (None, self.width / self.num_heads):
+            raise UserError(
+                f"out_projection=False: {self.num_heads} heads of head_dim={self.head_dim} do not fit onto a "
+                f"residual stream of width={self.width}; num_heads * head_dim must be the width."
+            )
+        if math.isnan(self.lsa_mask) or self.lsa_mask == math.inf:
+            raise UserError(f"lsa_mask={self.lsa_mask!r} must be a number, or -inf (the paper's).")
         if self.pool == "tok" and self.class_token is False:
             raise UserError(
                 "pool='tok' reads the class token, but class_token=False: choose pool='gap' or 'map'."
@@ -252,7 +268,7 @@ class ViT(nn.Module):
             return prepend(x + sincos_2d(height, width, dim))
         if self.posemb_layout == "augreg":
             x = prepend(x)
-            return x + self.position_embedding(x.shape[1:], std=0.02)
+            return x + self.position_embedding(x.shape[1:], self.initialisers.position_std or 0.02)
         std = self.initialisers.position_std or 1 / np.sqrt(dim)
         return prepend(x + self.position_embedding(x.shape[1:], std))
 
@@ -290,7 +306,13 @@ class ViT(nn.Module):
             "initialisation": self.initialisers,
             "head_dim": self.head_dim,
             "locality": locality(self.lsa, self.lsa_mask),
+            "out_projection": self.out_projection,
         }
+
+    def layer_scales(self, depth: int) -> Sequence[float] | None:
+        """Where LayerScale begins in each of `depth` blocks; None: where `block_fields` says."""
+        del depth
+        return None
 
     def encoder(self, final_norm: bool) -> nn.Module:
         """The blocks and, with `final_norm`, the norm after them; see `layers.encoder.Encoder`."""
@@ -300,6 +322,7 @@ class ViT(nn.Module):
             EncoderBlock,
             self.block_fields(),
             drop_path=rates(self.drop_path, self.depth) if self.drop_path else None,
+            layer_scale=self.layer_scales(self.depth),
             final_norm_epsilon=self.norm_epsilon if final_norm else None,
             scan=self.scan,
             remat=self.remat,

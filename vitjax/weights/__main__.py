@@ -49,7 +49,10 @@ def _parser() -> argparse.ArgumentParser:
         "--res", type=int, metavar="PIXELS", help="resize positions to square images of this size"
     )
     converting.add_argument(
-        "--names", default="vitjax", metavar="{vitjax,augreg,timm}", help="whose names (default: vitjax)"
+        "--names",
+        default="vitjax",
+        metavar="{vitjax,augreg,timm,spt_lsa}",
+        help="whose names (default: vitjax)",
     )
     return parser
 

@@ -14,6 +14,7 @@ from vitjax.weights import (
     efficientnet_pytorch_names,
     flax_names,
     huggingface_names,
+    spt_lsa_names,
     timm_cait_names,
     timm_cnn_names,
     timm_names,
@@ -53,6 +54,7 @@ def _timm_cnn(network: str, first: str, table: timm_names.Table) -> Family:
 
 
 _OFFICIAL = "facebookresearch/deit"
+_SPT_LSA = "aanna0701/SPT_LSA_ViT"
 
 FAMILIES = (
     Family(
@@ -67,6 +69,9 @@ FAMILIES = (
     Family(_OFFICIAL, timm_cait_names.is_cait, _by(timm_cait_names.CAIT), "bicubic", wrapper="model/"),
     Family(_OFFICIAL, _embeds_patches, _by(timm_cait_names.OFFICIAL_DEIT), "bicubic", wrapper="model/"),
     Family("timm", timm_cait_names.is_cait, _by(timm_cait_names.CAIT), "bicubic_aa"),
+    # That code resizes no positions; the method is that of the official DeiT.
+    Family(_SPT_LSA, spt_lsa_names.is_vit, _by(spt_lsa_names.VIT), "bicubic", lambda names: "ViT"),
+    Family(_SPT_LSA, spt_lsa_names.is_cait, _by(spt_lsa_names.CAIT), "bicubic", lambda names: "CaiT"),
     Family(
         "efficientnet-pytorch",
         efficientnet_pytorch_names.is_efficientnet_pytorch,
@@ -87,7 +92,7 @@ FAMILIES = (
 )
 
 # What a whole train state keeps its parameters under. The rest of such a file is no parameter.
-_WRAPPERS = ("params/", "opt/target/", "model/", "state_dict/")
+_WRAPPERS = ("params/", "opt/target/", "model/", "state_dict/", "model_state_dict/")
 # Integers that training keeps beside the parameters; no model here has a use for them.
 COUNTERS = re.compile(r"(.*[./])?(num_batches_tracked|position_ids)")
 

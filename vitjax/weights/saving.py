@@ -11,12 +11,12 @@ import numpy as np
 
 from vitjax import files
 from vitjax.errors import UserError, nearest
-from vitjax.weights import flax_names, timm_cait_names, timm_cnn_names, timm_names
+from vitjax.weights import flax_names, spt_lsa_names, timm_cait_names, timm_cnn_names, timm_names
 from vitjax.weights.stored import is_float
 from vitjax.weights.tree import flatten, is_stacked, nest, of_block
 
 FORMATS = ("npz", "safetensors")
-NAMES = ("vitjax", "augreg", "timm")
+NAMES = ("vitjax", "augreg", "timm", "spt_lsa")
 
 
 def save(
@@ -32,8 +32,9 @@ def save(
         parameters (`variables.join`).
       format: `npz` or `safetensors`; by default what the path ends in.
       names: `vitjax`: our own, which are those of Linen and big_vision, blocks as they are. `augreg`: those
-        of the AugReg collection, from before Linen. `timm`: PyTorch names and layouts. The last two have
-        their blocks in a loop. Whether positions have an entry for the class token is left as it is.
+        of the AugReg collection, from before Linen. `timm`: PyTorch names and layouts. `spt_lsa`: the same,
+        as the official code of the small-dataset paper has them. All but the first have their blocks in a
+        loop. Whether positions have an entry for the class token is left as it is.
 
     Raises:
       UserError: a wrong format or naming, no name for a parameter there, no float32, or no room on the disk.
@@ -42,7 +43,7 @@ def save(
     arrays = _named(flatten(params), names)
     write = _write_npz if format == "npz" else _write_safetensors
     with files.replacing(path) as file:
-        write(file, arrays, {"format": "pt"} if names == "timm" else {})
+        write(file, arrays, {"format": "pt"} if names in ("timm", "spt_lsa") else {})
 
 
 def check(path: str | os.PathLike, format: str | None, names: str) -> str:
@@ -69,6 +70,8 @@ def _named(params: Mapping[str, Any], names: str) -> dict[str, np.ndarray]:
             loop[name] = array
     if names == "timm":
         return timm_names.to_timm(nest(loop), table=_table(loop))
+    if names == "spt_lsa":
+        return timm_names.to_timm(nest(loop), table=spt_lsa_names.table_of(loop), whose="SPT_LSA_ViT")
     if timm_cnn_names.table_of(loop):
         raise UserError("names='augreg' are those of Vision Transformers; this network has them in 'timm'.")
     return {flax_names.to_augreg(name): array for name, array in loop.items()}

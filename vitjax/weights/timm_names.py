@@ -170,8 +170,13 @@ def from_timm(state: Mapping[str, np.ndarray], *, num_heads: int, table: Table =
     return flax.traverse_util.unflatten_dict(params, sep="/")
 
 
-def to_timm(params: Mapping[str, Any], *, table: Table | None = None) -> dict[str, np.ndarray]:
-    """The inverse of `from_timm`, for parameters, or gradients, in loop form; `table_of` them by default."""
+def to_timm(
+    params: Mapping[str, Any], *, table: Table | None = None, whose: str = "timm"
+) -> dict[str, np.ndarray]:
+    """The inverse of `from_timm`, for parameters, or gradients, in loop form; `table_of` them by default.
+
+    UserError: `whose` names, those of the table, have none for a parameter.
+    """
     table = table_of(params) if table is None else table
     flat = flax.traverse_util.flatten_dict(dict(params), sep="/")
     state = {}
@@ -182,5 +187,5 @@ def to_timm(params: Mapping[str, Any], *, table: Table | None = None) -> dict[st
             if all(array is not None for array in arrays):
                 state[fill(theirs, numbers)] = layout.back([np.asarray(array) for array in arrays])
     if flat:
-        raise UserError(f"timm has no name for the parameter {next(iter(flat))!r}.")
+        raise UserError(f"{whose} has no name for the parameter {next(iter(flat))!r}.")
     return state
