@@ -173,7 +173,7 @@ def test_the_recipe_trains(variant, tmp_path):
 def test_the_study_is_four_networks_with_three_seeds():
     plan = trials.read("configs/sweeps/small_datasets.py:cifar10,source=arrays:a.npz,epochs=2")
     assert sorted(plan.trials) == sorted(
-        f"model_{variant}_vit-seed_{seed}" for variant in ("small", "s", "l", "sl") for seed in range(3)
+        f"{variant}_vit-seed_{seed}" for variant in ("small", "s", "l", "sl") for seed in range(3)
     )
     c = next(iter(plan.trials.values())).load()
     assert (c.input.split, c.evals.val.split, c.total_epochs) == ("train[:10000]", "test", 2)

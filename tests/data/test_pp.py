@@ -283,7 +283,7 @@ def test_on_device_parts_pickle(twin):
 
 
 def test_on_device_an_op_that_draws_and_has_no_twin_is_refused_by_name():
-    with pytest.raises(UserError, match=r"'color_jitter\(0.4\)' draws anew.*on_device=False.*value_range"):
+    with pytest.raises(UserError, match=r"'color_jitter\(0.4\)' draws.*on_device=False.*value_range"):
         pp.parse("decode|color_jitter(0.4)|value_range", on_device=True)
 
 

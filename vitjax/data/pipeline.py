@@ -116,6 +116,26 @@ def eval_batches(
     return BatchIterator(make, 0, -(-len(source) // batch_size), workers)
 
 
+def each_once(
+    source: Source,
+    host_fn: HostFn,
+    start: int,
+    stop: int,
+    *,
+    chunk: int,
+    workers: int = 0,
+    on_error: str = "raise",
+    num_classes: int,
+) -> "BatchIterator":
+    """Yields examples `[start, stop)` in order, `chunk` at a time and the rest at last; nothing is padded.
+
+    Arguments are those of `train_batches`; with `on_error="skip"` another example takes the place of a broken
+    one, as there, whatever the seed of the run.
+    """
+    make = BatchMaker(source, host_fn, ChunkRows(start, stop, chunk), 0, on_error, num_classes)
+    return BatchIterator(make, 0, -(-(stop - start) // chunk), workers)
+
+
 def first_example(
     source: Source, host_fn: HostFn, *, on_error: str, num_classes: int
 ) -> dict[str, np.ndarray]:
@@ -162,6 +182,20 @@ def examples_per_epoch(
     return rows // batch_size * batch_size or rows
 
 
+def shuffle_and_place(
+    positions: Any, num_examples: int, batch_size: int, repeats: int = 1, passes: int | None = None
+) -> tuple[Any, Any]:
+    """Returns of stream positions which shuffle of the examples each is in, and which place in it.
+
+    Arrays of whole numbers of any kind, NumPy's or jax's; the others are arguments of `examples_per_epoch`.
+    """
+    rows = examples_per_epoch(num_examples, batch_size=batch_size, repeats=repeats, passes=passes)
+    epochs, places = positions // rows, positions % rows // repeats
+    if passes is None:
+        return epochs, places
+    return epochs * passes + places // num_examples, places % num_examples
+
+
 @dataclasses.dataclass
 class TrainRows:
     """Which examples training step `step` consists of.
@@ -187,27 +221,15 @@ class TrainRows:
         """Returns stream positions int64 `[B]`, indices into the source int64 `[B]`, and no mask."""
         first = step * self.batch_size
         positions = np.arange(first + self.local.start, first + self.local.stop)
-        shuffles, places = self._places(positions)
+        shuffles, places = shuffle_and_place(
+            positions, self.num_examples, self.batch_size, self.repeats, self.passes
+        )
         indices = np.empty_like(positions)
         for shuffle in np.unique(shuffles):
             now = shuffles == shuffle
             order = _permutation(self.seed, int(shuffle), self.num_examples)
             indices[now] = order[places[now]]
         return positions, indices, None
-
-    def _places(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Which permutation each stream position is in, and where in it, both int64 `[B]`."""
-        epochs, rows = np.divmod(positions, self._examples_per_epoch)
-        places = rows // self.repeats
-        if self.passes is None:
-            return epochs, places
-        return epochs * self.passes + places // self.num_examples, places % self.num_examples
-
-    @property
-    def _examples_per_epoch(self) -> int:
-        return examples_per_epoch(
-            self.num_examples, batch_size=self.batch_size, repeats=self.repeats, passes=self.passes
-        )
 
 
 @functools.lru_cache(maxsize=4)  # the epochs that end and begin, for two streams
@@ -231,6 +253,21 @@ class EvalRows:
         positions = np.arange(first + self.local.start, first + self.local.stop)
         # Padding repeats the last example, so that it has the right shapes.
         return positions, np.minimum(positions, self.num_examples - 1), positions < self.num_examples
+
+
+@dataclasses.dataclass
+class ChunkRows:
+    """Which examples chunk `step` of the examples `[start, stop)` consists of."""
+
+    start: int
+    stop: int
+    chunk: int
+
+    def __call__(self, step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        """Returns positions and indices, which are the same, int64 `[B]`, and no mask."""
+        first = self.start + step * self.chunk
+        indices = np.arange(first, min(first + self.chunk, self.stop))
+        return indices, indices, None
 
 
 class ExampleRandom:
@@ -265,7 +302,7 @@ class BatchMaker:
 
     source: Source
     host_fn: HostFn
-    rows: TrainRows | EvalRows
+    rows: TrainRows | EvalRows | ChunkRows
     seed: int
     on_error: str
     num_classes: int
@@ -296,7 +333,7 @@ class BatchMaker:
                     mask[row] = False
         batch = stack(examples)
         batch |= {key: rows(positions) for key, rows in self.by_position.items()}
-        batch["_id"] = ids if mask is None else np.where(positions < self.rows.num_examples, ids, -1)
+        batch["_id"] = ids if mask is None else np.where(positions < len(self.source), ids, -1)
         if mask is not None:
             batch["_mask"] = mask
         return batch, skipped

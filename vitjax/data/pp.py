@@ -246,7 +246,7 @@ def parse(string: str | None, *, on_device: bool = False) -> Preprocess:
     steps = [_build(piece.strip(), string, on_device) for piece in _split(string) if piece.strip()]
     first_device = len(steps)
     while first_device and (
-        steps[first_device - 1].device_op if on_device else steps[first_device - 1].device
+        steps[first_device - 1].runs_on_device if on_device else steps[first_device - 1].device
     ):
         first_device -= 1
     for step in steps[:first_device]:
@@ -266,11 +266,13 @@ def parse(string: str | None, *, on_device: bool = False) -> Preprocess:
 def _not_on_device(step: Step, last: Step, string: str) -> UserError:
     """What to say of an op that draws, where the host would apply it once for all epochs."""
     if not step.runs_on_device:
-        why = f"{step.text!r} draws anew for each view, and has no form for the device"
+        why = f"{step.text!r} draws for each view, but has no form for the device"
         names = sorted({name for name, entry in _REGISTRY.items() if entry.device} | set(_ON_DEVICE))
         other = f" or use ops that have one: {', '.join(names)}"
     else:
-        why = f"{step.text!r} draws anew for each view, and {last.text!r}, which has no form for the device, follows"
+        why = (
+            f"{step.text!r} draws for each view, but {last.text!r} follows, which has no form for the device"
+        )
         other = f" or move {last.text!r} before {step.text!r}"
     return UserError(
         f"In the preprocessing string {string!r}, {why}. Read this set on the host with "
