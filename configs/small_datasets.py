@@ -12,8 +12,8 @@ Arguments (defaults first):
   model    sl_vit; any of small_, s_, l_, sl_ (plain, with SPT, with LSA, with both) and vit, cait, pit, swin
            or t2t
   data     cifar100 | cifar10 | svhn | tiny_imagenet | fashion_mnist, which is not in the paper
-  source   where it is: the archive as published or a folder with it, or any source with the same labels and
-           sizes (folder:PATH, arrays:PATH). Left out, as TFDS has prepared it; TFDS has no Tiny-ImageNet.
+  source   where it is: the archive as published or a folder with it, an .npz file, or any source with the
+           same labels and sizes (folder:PATH). Left out, as TFDS has prepared it; TFDS has no Tiny-ImageNet.
   lr       3e-3 for the ViT, 1e-3 for others; the weight decay of 0.05 is a share of it
   epochs   100, of three passes over the data each; a tenth of them is warmup
   repeats  1; 3: an epoch is one pass with three views of each image, as in the authors' development code
@@ -142,7 +142,8 @@ def source(args: types.SimpleNamespace, data: Section) -> str:
             raise ValueError(f"data={args.data} is not in TFDS: give its archive or folder, source=PATH.")
         return data["tfds"]
     named = str(args.source).partition(":")[0] in ("arrays", "folder", "tfds", *DATA)
-    return str(args.source) if named else f"{data['local']}:{args.source}"
+    kind = "arrays" if str(args.source).endswith(".npz") else data["local"]
+    return str(args.source) if named else f"{kind}:{args.source}"
 
 
 def to_size(data: Section) -> str:

@@ -1,11 +1,15 @@
 """The recipe for small data sets: each number is the published one, each data set has its own."""
 
+import csv
+import json
 import re
+import sys
 
 import jax
 import numpy as np
 import pytest
 
+from benchmarks import small_datasets
 from vitjax import config, durations, experiment, optim
 from vitjax.data import pipeline, pp
 from vitjax.errors import UserError
@@ -128,6 +132,7 @@ def test_sources():
     assert load("data=cifar10").input.data == "tfds:cifar10"
     assert load("data=cifar10,source=/a/b.tar.gz").input.data == "cifar10:/a/b.tar.gz"
     assert load("data=cifar10,source=arrays:a.npz").evals.val.data == "arrays:a.npz"
+    assert load("data=cifar10,source=a.npz").input.data == "arrays:a.npz"
     assert load("data=fashion_mnist,source=/a").input.data == "arrays:/a"
     assert load("data=tiny_imagenet,source=x").evals.val.split == "val"
     with pytest.raises(
@@ -168,6 +173,67 @@ def test_the_recipe_trains(variant, tmp_path):
         losses.append(float(metrics["training_loss"]))
     batches.close()
     assert np.isfinite(losses).all() and int(state.step) == 2
+
+
+def test_the_published_table_has_every_cell_and_the_paper_s_mean_gain():
+    networks = ("vit", "t2t", "cait", "pit", "swin")
+    cells = [
+        (f"{kind}_{network}", data) for kind in ("small", "sl") for network in networks for data in LENGTHS
+    ]
+    assert all(small_datasets.published_top1(*cell) for cell in cells)
+    assert small_datasets.published_top1("sl_vit", "fashion_mnist") is None
+    gains = [
+        small_datasets.published_top1(f"sl_{network}", "tiny_imagenet")
+        - small_datasets.published_top1(f"small_{network}", "tiny_imagenet")
+        for network in networks
+    ]
+    assert round(np.mean(gains), 2) == 2.96  # of the abstract
+
+
+def test_a_cell_of_the_table_is_trained_once(tmp_path, monkeypatch):
+    started = []
+
+    def train(cell, source, workdir):
+        started.append((cell["model"], cell["seed"], small_datasets.config_of(cell, source)))
+        workdir.mkdir(parents=True)
+        rows = [{"step": 1, "img/sec": 90.0}, {"step": 2, "val/prec@1": 0.5, "img/sec": 110.0}]
+        rows += [{"step": 3, "val/prec@1": 0.25, "img/sec": 100.0}]
+        (workdir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        about = dict(
+            total_steps=3, wall_time={"step": 2.0, "eval": 3.2}, devices=[{"count": 1, "kind": "cpu"}]
+        )
+        about["versions"] = {"vitjax": "1", "jax": "2", "flax": "3"}
+        (workdir / "run.json").write_text(json.dumps(about))
+
+    np.savez(tmp_path / "a.npz", x_train=np.zeros((4, 32, 32, 3), np.uint8), y_train=np.arange(4))
+    monkeypatch.setattr(small_datasets, "train", train)
+    results = tmp_path / "r.csv"
+    command = ["x", "--models", "small_vit,sl_vit", "--data", "cifar10", "--source", f"{tmp_path}/a.npz"]
+    command += ["--workdir", str(tmp_path), "--results", str(results)]
+    for seeds, number in (("0", 2), ("0,3", 4), ("3", 4)):
+        monkeypatch.setattr(sys, "argv", [*command, "--seeds", seeds])
+        small_datasets.main()
+        assert len(started) == number
+        experiment_config = config.load(started[-1][2])
+        assert experiment_config.model.name == started[-1][0]
+    rows = list(csv.DictReader(results.open()))
+    assert [(row["model"], row["seed"]) for row in rows] == [cell[:2] for cell in started]
+    row = rows[1]
+    assert (row["top1"], row["best_top1"], row["published"], row["comparable"]) == (
+        "25.0",
+        "50.0",
+        "94.53",
+        "no",
+    )
+    assert (row["wall_s"], row["images_per_second"], row["schedule"]) == ("5", "100", "1.0")
+    monkeypatch.setitem(small_datasets.WHOLE, "cifar10", 4)
+    cell = {key: row[key] for key in small_datasets.CELL}
+    workdir = tmp_path / small_datasets.name_of(cell)
+    measured = lambda **changes: small_datasets.measured(cell | changes, f"{tmp_path}/a.npz", workdir)[
+        "comparable"
+    ]
+    assert measured() == "yes"
+    assert measured(epochs="10") == measured(repeats="3") == measured(changed="lr=1") == "no"
 
 
 def test_the_study_is_four_networks_with_three_seeds():

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import scipy.io
 
+from vitjax.data.decode_ops import decode_image
 from vitjax.data.sources import open_source, plain_pickle
 from vitjax.errors import UserError
 
@@ -384,7 +385,7 @@ def test_tiny_imagenet(tiny, tmp_path):
         assert train.class_names == val.class_names == ("goldfish, Carassius auratus", "n00000002")
         for source in (train, val, pickle.loads(pickle.dumps(train))):
             for i in range(len(source)):
-                image = cv2.imdecode(np.frombuffer(source[i]["image"], np.uint8), cv2.IMREAD_COLOR)
+                image = decode_image(source[i]["image"])
                 assert image.shape == (64, 64, 3) and image.mean() == 80 * (1 + source[i]["label"])
         seen.append([train.describe(i).rpartition("/")[2] for i in range(6)])
         assert train.describe(0).startswith(str(archive if path == archive else tiny))
