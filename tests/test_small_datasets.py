@@ -105,6 +105,7 @@ def test_augmentation_is_in_the_official_order(data, res, policy, fill):
         "cutmix_or_mixup(p=0.5)",
     ):
         assert op in text.split("|")
+    pp.parse(experiment.fill_in(text, 10))
 
 
 @pytest.mark.parametrize("data", [*LENGTHS, "fashion_mnist"])
@@ -242,4 +243,4 @@ def test_the_study_is_four_networks_with_three_seeds():
         f"{variant}_vit-seed_{seed}" for variant in ("small", "s", "l", "sl") for seed in range(3)
     )
     c = next(iter(plan.trials.values())).load()
-    assert (c.input.split, c.evals.val.split, c.total_epochs) == ("train[:10000]", "test", 2)
+    assert (c.input.split, c.evals.val.split, c.total_epochs) == ("train[:5000]", "test", 2)

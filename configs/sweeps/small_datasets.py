@@ -9,8 +9,8 @@ Arguments (defaults first):
   data      cifar10, or another of that config; `source` as there, None
   network   vit | cait | pit | swin | t2t
   variants  small+s+l+sl: plain, with SPT, with LSA, with both
-  train     train[:10000]     val  None: the whole test set
-  epochs    10, of three passes each
+  train     train[:5000]     val  None: the whole test set
+  epochs    5, of three passes each
   seeds     3: how many, from 0 on
   on_device  False
 """
@@ -27,9 +27,9 @@ def get_sweep(arg: str | None = None) -> grid.Sweep:
         source=None,
         network="vit",
         variants="small+s+l+sl",
-        train="train[:10000]",
+        train="train[:5000]",
         val=None,
-        epochs=10,
+        epochs=5,
         seeds=3,
         on_device=False,
     )

@@ -128,7 +128,7 @@ def _find(kind: str, path: pathlib.Path) -> tuple[pathlib.Path, Version]:
 
 def _version_of_archive(kind: str, path: pathlib.Path) -> Version:
     """The version whose files an archive holds, whatever its own name."""
-    seen, _ = _scan(kind, path, path.stat().st_mtime_ns)
+    seen, _ = _scan(kind, path, _stamp(path))
     for version in VERSIONS[kind]:
         if any(file in seen for files in version.splits.values() for file in files):
             return version
@@ -136,10 +136,18 @@ def _version_of_archive(kind: str, path: pathlib.Path) -> Version:
     raise UserError(f"data='{kind}:{path}': this archive does not hold the files of {archives}.")
 
 
+def _stamp(file: pathlib.Path) -> tuple[int, int]:
+    """Changes with the file."""
+    about = file.stat()
+    return about.st_mtime_ns, about.st_size
+
+
 @functools.lru_cache(maxsize=4)  # going through an archive takes a second
-def _scan(kind: str, archive: pathlib.Path, modified: int) -> tuple[frozenset[str], dict[str, bytes]]:
+def _scan(
+    kind: str, archive: pathlib.Path, stamp: tuple[int, int]
+) -> tuple[frozenset[str], dict[str, bytes]]:
     """The files that an archive holds, and the contents of those with class names."""
-    del modified  # a part of the key
+    del stamp  # a part of the key
     seen: set[str] = set()
 
     def has_names(name: str) -> bool:
@@ -230,7 +238,7 @@ def _class_names(kind: str, place: pathlib.Path, version: Version) -> tuple[str,
     if place.is_dir():
         content = (place / version.class_names).read_bytes()
     else:
-        content = _scan(kind, place, place.stat().st_mtime_ns)[1].get(version.class_names)
+        content = _scan(kind, place, _stamp(place))[1].get(version.class_names)
     if content is None:
         raise _not_whole(place, version, f"it has no {version.class_names}")
     if isinstance(version.label, int):
