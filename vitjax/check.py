@@ -56,6 +56,7 @@ def memory(run: experiment_lib.Experiment) -> list[str]:
         "teacher": run.task.abstract_frozen,
         "activations kept for the backward pass": saved_activations(run, state),
         "batch": run.batch_spec,
+        "training set": run.set_spec if run.input.on_device else (),
     }
     return [f"{name}: {_bytes(size)}" for name, tree in parts.items() if (size := num_bytes(tree))]
 

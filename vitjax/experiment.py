@@ -256,6 +256,15 @@ class Experiment:
         return on_device.DeviceSet(loaded.arrays, seed, self.order, rows), loaded
 
     @property
+    def set_spec(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """The training set by shape, as it would lie on the devices."""
+        rows = len(self.source)
+        return {
+            key: jax.ShapeDtypeStruct((rows, *leaf.shape[1:]), leaf.dtype)
+            for key, leaf in self.batch_spec.items()
+        }
+
+    @property
     def order(self) -> on_device.Order:
         """Which example of a set on the devices stands at which position of the stream."""
         return on_device.Order(len(self.source), self.input.batch_size, self.input.repeats, self.input.passes)

@@ -36,7 +36,7 @@ def check_fits(what: str, rows: int, row: Mapping[str, Any], sharding: Any, reme
 
 def num_shards(sharding: Any) -> int:
     """In how many parts the first axis of an array is divided."""
-    size = sharding.mesh.size
+    size = len(sharding.device_set)
     return size // sharding.shard_shape((size,))[0]
 
 

@@ -68,9 +68,13 @@ class DeviceSet:
     order: Order
     rows: NamedSharding
 
-    def batch(self, step: jax.Array) -> dict[str, jax.Array]:
-        """The global batch of a step, int32 scalar; traced."""
-        return take(self.arrays, self.order.indices(step, self.seed), self.rows)
+    def indices(self, step: jax.Array) -> jax.Array:
+        """Which examples the batch of a step, int32 scalar, holds: uint32 `[batch_size]`; traced."""
+        return self.order.indices(step, self.seed)
+
+    def batch(self, indices: jax.Array) -> dict[str, jax.Array]:
+        """The global batch of these examples; traced."""
+        return take(self.arrays, indices, self.rows)
 
 
 def take(arrays: dict[str, jax.Array], indices: jax.Array, rows: NamedSharding) -> dict[str, jax.Array]:

@@ -8,6 +8,8 @@ until it fits. The authors suggest 6 log2(N) rounds, as here.
 The coins are those of a 32-bit hash, not of a cipher: good for shuffling, no secret.
 """
 
+import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -50,13 +52,31 @@ def shuffled(place: Any, epoch: Any, seed: Seed, size: int) -> Any:
     with np.errstate(over="ignore"):  # words wrap around
         first = _mix(epoch + _mix(seed.low))
         second = _mix(first ^ _mix(seed.high + np.uint32(_GOLDEN)))
-        x, most = place, np.uint32(size)
-        for number in range(rounds(size)):
-            word = _mix(first + np.uint32(number * _GOLDEN & 0xFFFFFFFF))
-            other = _less(word % most + most - x, most)
-            coin = _mix((_larger(x, other) ^ word) + second)
-            x = _choose(coin >> np.uint32(31), other, x)
-    return x
+        swap_or_not = lambda number, x: _round(x, number * np.uint32(_GOLDEN), first, second, np.uint32(size))
+        if isinstance(place, np.ndarray):
+            numbers = np.arange(rounds(size), dtype=np.uint32)
+            return functools.reduce(lambda x, number: swap_or_not(number, x), numbers, place)
+        return _repeat(rounds(size), swap_or_not, place)
+
+
+def _round(x: Any, number: Any, first: Any, second: Any, size: np.uint32) -> Any:
+    """One round of those that `number` tells apart, with two words as the key."""
+    word = _mix(first + number)
+    other = _less(word % size + size - x, size)
+    coin = _mix((_larger(x, other) ^ word) + second)
+    return _choose(coin >> np.uint32(31), other, x)
+
+
+def _repeat(times: int, body: Callable[[Any, Any], Any], start: Any) -> Any:
+    """`body(number, x)` for so many numbers: on a CPU mostly a loop, which compiles fast; elsewhere none.
+
+    A GPU would launch a kernel for each turn of a loop.
+    """
+    import jax
+
+    unroll = 8 if jax.default_backend() == "cpu" else times
+    body_of_words = lambda number, x: body(number.astype(np.uint32), x)
+    return jax.lax.fori_loop(0, times, body_of_words, start, unroll=unroll)
 
 
 def _mix(x: Any) -> Any:
