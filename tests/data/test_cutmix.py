@@ -280,7 +280,7 @@ def test_what_is_refused(arguments, message):
 
 
 def test_cutmix_or_mixup_wants_a_probability():
-    with pytest.raises(UserError, match="p=1.5 must be a probability"):
+    with pytest.raises(UserError, match=r"p=1\.5 must be a probability"):
         pp.parse("cutmix_or_mixup(1.5)")
 
 

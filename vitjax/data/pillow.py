@@ -24,11 +24,12 @@ _VALUES = np.arange(256)
 def autocontrast(image: Image) -> Image:
     """Stretches each channel to 0..255."""
     low, high = image.min(axis=0).min(axis=0).tolist(), image.max(axis=0).max(axis=0).tolist()
-    tables = [_stretched(*limits) for limits in zip(low, high, strict=True)]
+    tables = [stretched(*limits) for limits in zip(low, high, strict=True)]
     return look_up(image, np.stack(tables, axis=-1))
 
 
-def _stretched(low: int, high: int) -> np.ndarray:
+def stretched(low: int, high: int) -> np.ndarray:
+    """The table of `autocontrast`, `[256]`, for a channel whose values reach from `low` to `high`."""
     if high <= low:
         return _VALUES
     scale = 255 / (high - low)
@@ -121,7 +122,7 @@ def translate_y(image: Image, pixels: float, fill: tuple[int, int, int]) -> Imag
 
 # Added before the cast truncates: float32 weights do not quite add up to 1, and a flat region of value v
 # would come out as v - 1.
-_ROUNDING = 1e-4
+ROUNDING = 1e-4
 _STRIP = 6000  # pixels computed at a time: with all their neighbours they stay in the cache
 
 
@@ -160,7 +161,7 @@ def _translate(padded: Image, down: float, right: float, fill: tuple[int, int, i
     inside = result[rows, columns]
     if inside.size:
         source = padded[top : top + len(inside) + 3, left : left + inside.shape[1] + 3]
-        moved = cv2.filter2D(source, cv2.CV_32F, np.outer(kernel_y, kernel_x), anchor=(0, 0), delta=_ROUNDING)
+        moved = cv2.filter2D(source, cv2.CV_32F, np.outer(kernel_y, kernel_x), anchor=(0, 0), delta=ROUNDING)
         moved = moved[: inside.shape[0], : inside.shape[1]]
         inside[:] = np.clip(moved, 0, 255, out=moved)
     return result
@@ -205,7 +206,7 @@ def _interpolate(padded: Image, windows, source_x: np.ndarray, source_y: np.ndar
         planes = taps[0]
         for tap in taps[1:]:
             planes += tap
-    planes += _ROUNDING
+    planes += ROUNDING
     np.clip(planes, 0, 255, out=planes)
     return cv2.transpose(planes.astype(np.uint8)).reshape(*source_x.shape, 3)
 

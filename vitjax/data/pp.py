@@ -55,6 +55,7 @@ _OP_MODULES = (
     "device_ops",
     "random_erasing",
     "cutmix",
+    "device_augment",
 )
 
 
