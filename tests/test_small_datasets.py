@@ -105,7 +105,9 @@ def test_augmentation_is_in_the_official_order(data, res, policy, fill):
         "cutmix_or_mixup(p=0.5)",
     ):
         assert op in text.split("|")
-    pp.parse(experiment.fill_in(text, 10))
+    for on_device in (False, True):
+        ops = pp.parse(experiment.fill_in(text, 10), on_device=on_device)
+        assert len(ops.host.ops) == (1 if on_device else 4)  # all but the decoding
 
 
 @pytest.mark.parametrize("data", [*LENGTHS, "fashion_mnist"])
