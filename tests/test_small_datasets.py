@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from benchmarks import small_datasets
-from vitjax import config, durations, experiment, optim
+from vitjax import config, durations, experiment, models, optim
 from vitjax.data import pipeline, pp
 from vitjax.errors import UserError
+from vitjax.models import small
 from vitjax.sweep import trials
 
 FILE = "configs/small_datasets.py"
@@ -72,6 +73,30 @@ def test_small_images_have_small_patches_and_tiny_imagenet_others():
     }
     assert [changed[name].get("patch_size") for name in changed] == [8, 4, None]
     assert changed["t2t"]["splits"] == 3
+
+
+# Trainable parameters of the released code: plain for CIFAR-100, with SPT and LSA for Tiny-ImageNet.
+PARAMETERS = {
+    "vit": (2_709_796, 2_906_228),
+    "cait": (9_037_988, 9_234_416),
+    "pit": (7_007_236, 8_732_804),
+    "swin": (7_107_838, 8_652_956),
+    "t2t": (6_509_210, 6_680_264),
+}
+
+
+@pytest.mark.parametrize("network", small.NETWORKS)
+def test_networks_have_the_released_number_of_parameters(network):
+    found = []
+    for c, side in (
+        (load(f"small_{network},data=cifar100"), 32),
+        (load(f"sl_{network},data=tiny_imagenet"), 64),
+    ):
+        model = models.create(num_classes=c.num_classes, **c.model)
+        image = jax.ShapeDtypeStruct((1, side, side, 3), np.float32)
+        params = jax.eval_shape(model.init, jax.random.key(0), image)["params"]
+        found.append(sum(leaf.size for leaf in jax.tree.leaves(params)))
+    assert tuple(found) == PARAMETERS[network]
 
 
 @pytest.mark.parametrize(
