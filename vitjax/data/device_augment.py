@@ -27,15 +27,11 @@ def _for_batches(apply: Callable) -> Callable:
     return lambda image, rng: on_any_mesh(lambda image: apply(image, rng), image)(image)
 
 
-class _One(NamedTuple):
-    """What is to be known of an image of a batch."""
+def _one_of(batch) -> Any:
+    """What is to be known of an image of a batch: its shape and dtype."""
+    import jax
 
-    shape: tuple[int, ...]
-    dtype: Any
-
-    @classmethod
-    def of(cls, batch) -> Any:
-        return cls(batch.shape[1:], batch.dtype)
+    return jax.ShapeDtypeStruct(batch.shape[1:], batch.dtype)
 
 
 @register_on_device("flip_lr")
@@ -66,7 +62,7 @@ def random_crop(crop_size, padding=0):
         from vitjax.data import device_geometry
 
         image = jnp.pad(image, [(0, 0), *[(padding, padding)] * 2, (0, 0)])
-        crop_ops.check_fits(_One.of(image), height, width, "random_crop")
+        crop_ops.check_fits(_one_of(image), height, width, "random_crop")
         free = [image.shape[1] - height + 1, image.shape[2] - width + 1]
         places = jax.random.randint(rng, (len(image), 2), 0, np.asarray(free))
         return device_geometry.crop(image, places[:, 0], places[:, 1], height, width)
@@ -88,7 +84,7 @@ class _Choice(NamedTuple):
 
 
 class _Catalogue:
-    """All things that an augmentation can do to images of one size, each known by its number; 0 is nothing."""
+    """All that an augmentation can do to images of one size, each thing known by a number; 0 is nothing."""
 
     def __init__(self, height: int, width: int, fill, arithmetic):
         from vitjax.data import device_geometry
@@ -147,7 +143,7 @@ def autoaugment(policy="cifar"):
         import jax
         import jax.numpy as jnp
 
-        host_randaug.check_is_rgb(_One.of(image), "autoaugment")
+        host_randaug.check_is_rgb(_one_of(image), "autoaugment")
         catalogue, numbers = autoaugment_catalogue(policy, *image.shape[1:3])
         keys = jax.random.split(rng, 5)
         pair = jax.random.randint(keys[0], (len(image),), 0, len(pairs))
@@ -198,7 +194,7 @@ def randaug(num_layers=2, magnitude=10, compat="augreg", full_size=None):
         import jax
         import jax.numpy as jnp
 
-        host_randaug.check_is_rgb(_One.of(image), "randaug")
+        host_randaug.check_is_rgb(_one_of(image), "randaug")
         height, width = image.shape[1:3]
         scale = min(height, width) / full_size if full_size else 1
         catalogue, numbers = randaug_catalogue(magnitude, compat, scale, height, width)
@@ -279,7 +275,7 @@ def timm_randaug(config="rand-m9-mstd0.5-inc1", fill=host_timm.IMAGENET_MEAN):
         import jax
         import jax.numpy as jnp
 
-        host_randaug.check_is_rgb(_One.of(image), "timm_randaug")
+        host_randaug.check_is_rgb(_one_of(image), "timm_randaug")
         batch = (len(image),)
         for key in jax.random.split(rng, settings.num_layers):
             keys = jax.random.split(key, 4)

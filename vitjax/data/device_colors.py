@@ -1,9 +1,9 @@
 """The arithmetic of color augmentations on the device: for a batch, with an argument for each example.
 
 All work on uint8 images `[B, H, W, 3]` and give what the functions of `pillow` and `randaug` give on the
-host. Most of them are tables of 256 entries, so that an image is read once however many ops there are to choose
-from: the table is chosen instead. No result depends on whether the compiler fuses a multiplication with an
-addition, which is why products are taken of whole numbers, or of factors split in two (`blend`).
+host. Most of them are tables of 256 entries, so that an image is read once however many ops there are to
+choose from: the table is chosen instead. No result depends on whether the compiler fuses a multiplication with
+an addition, which is why products are taken of whole numbers, or of factors split in two (`blend`).
 """
 
 import functools
@@ -36,6 +36,20 @@ def for_images(values):
 def for_tables(values):
     """Lets a value for each example, `[B]`, stand beside tables."""
     return values[:, None, None]
+
+
+def materialized(array):
+    """Has the compiler compute an integer array once, and not again in every place that reads it.
+
+    On the CPU, XLA drops an optimization barrier before it fuses. There a branch stands in for it, which is
+    always taken; that uint8 are never negative the compiler does not know of converted ones.
+    """
+
+    def branch(array):
+        first = array.reshape(-1)[0].astype(jnp.int32)
+        return jax.lax.cond(first > -256, lambda array: array, lambda array: array + 1, array)
+
+    return jax.lax.platform_dependent(array, cpu=branch, default=jax.lax.optimization_barrier)
 
 
 # ---- Blending
@@ -267,6 +281,7 @@ def change_colors(image, is_op: dict, argument, arithmetic: Arithmetic = PILLOW)
             enhancement, bits, threshold, addition.
         arithmetic: `PILLOW` or `TENSORFLOW`.
     """
+    image = materialized(image)
     degenerates = {"Color": arithmetic.grey, "Sharpness": arithmetic.smooth}
     tables = {
         "AutoContrast": lambda: arithmetic.stretching(image),
@@ -284,7 +299,7 @@ def change_colors(image, is_op: dict, argument, arithmetic: Arithmetic = PILLOW)
     for name in tables:
         if name in is_op:
             table = jnp.where(for_tables(is_op[name]), tables[name](), table)
-    result = look_up(image, table)
+    result = look_up(image, materialized(table.astype(jnp.uint8)))
     for name in degenerates:
         if name in is_op:
             blended = blend(degenerates[name](image), image, for_images(argument)).astype(jnp.uint8)
