@@ -30,6 +30,7 @@ import sys
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT)]  # runs from a checkout as it is
 
+from benchmarks import measure  # noqa: E402
 from configs.small_datasets import DATA  # noqa: E402
 from vitjax.metrics import read_metrics  # noqa: E402
 from vitjax.run_info import read_run_info  # noqa: E402
@@ -148,7 +149,7 @@ def measured(cell: dict[str, str], source: str | None, workdir: pathlib.Path) ->
         comparable="yes" if whole and published is not None else "no",
         wall_s=round(sum(about["wall_time"].values())),
         images_per_second=round(statistics.median(rates)) if rates else "",
-        device=f"{device['count']} x {device['kind']}",
+        device=measure.machine() if device["platform"] == "cpu" else f"{device['count']} x {device['kind']}",
         versions=" ".join(f"{key} {about['versions'][key]}" for key in ("vitjax", "jax", "flax")),
     )
 

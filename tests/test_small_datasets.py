@@ -228,7 +228,9 @@ def test_a_cell_of_the_table_is_trained_once(tmp_path, monkeypatch):
         rows += [{"step": 3, "val/prec@1": 0.25, "img/sec": 100.0}]
         (workdir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         about = dict(
-            total_steps=3, wall_time={"step": 2.0, "eval": 3.2}, devices=[{"count": 1, "kind": "cpu"}]
+            total_steps=3,
+            wall_time={"step": 2.0, "eval": 3.2},
+            devices=[{"count": 2, "kind": "H", "platform": "gpu"}],
         )
         about["versions"] = {"vitjax": "1", "jax": "2", "flax": "3"}
         (workdir / "run.json").write_text(json.dumps(about))
@@ -254,6 +256,7 @@ def test_a_cell_of_the_table_is_trained_once(tmp_path, monkeypatch):
         "no",
     )
     assert (row["wall_s"], row["images_per_second"], row["schedule"]) == ("5", "100", "1.0")
+    assert row["device"] == "2 x H"
     monkeypatch.setitem(small_datasets.WHOLE, "cifar10", 4)
     cell = {key: row[key] for key in small_datasets.CELL}
     workdir = tmp_path / small_datasets.name_of(cell)

@@ -178,6 +178,11 @@ def test_other_archives_and_nothing_at_all(tmp_path):
             open_source(f"{kind}:{tmp_path}/nowhere")
 
 
+def test_who_has_no_tfds_is_told_of_the_archives(tmp_path):
+    with pytest.raises(UserError, match="'cifar10:PATH' in place of 'tfds:cifar10'"):
+        open_source(f"tfds:cifar10@{tmp_path}")
+
+
 # Pickles
 
 
