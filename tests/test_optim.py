@@ -409,6 +409,17 @@ RSQRT = {"decay_type": "rsqrt", "warmup_steps": 10, "timescale": 10, "cooldown_s
             },
             {0: 0.1, 5: 0.55, 10: 0.5 + 0.25 * (1 + np.cos(0.1 * np.pi)), 50: 0.75, 100: 0.5},
         ),
+        (
+            {
+                "decay_type": "timm_cosine",
+                "per": "step",
+                "min_lr": 0.25,
+                "warmup_steps": 10,
+                "warmup_lr": 0.05,
+                "warmup_prefix": True,
+            },
+            {0: 0.1, 5: 0.55, 10: 1, 55: 0.75, 100: 0.5},
+        ),
         ({"decay_type": "timm_step", "every_epochs": 2}, {0: 1, 59: 1, 60: 0.5, 99: 0.5, 100: 0.25}),
         (
             {
@@ -504,6 +515,7 @@ def test_ema_starts_as_a_copy_and_rests_where_the_parameters_rest():
             {"schedule": {"decay_type": "timm_cosine", "per": "batch"}},
             "per='batch' must be 'epoch' or 'step'",
         ),
+        ({"schedule": {"decay_type": "timm_cosine", "warmup_prefix": 1}}, "warmup_prefix=1 must be True or"),
         ({"schedule": {"decay_type": "timm_cosine", "rate": 0.5}}, "has no 'rate'"),
         ({"schedule": {"decay_type": "timm_cosine"}}, "num_examples is not known"),
         ({"schedule": {"decay_type": "timm_step"}}, "set one of every_steps"),

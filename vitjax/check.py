@@ -92,10 +92,12 @@ def length(run: experiment_lib.Experiment) -> list[str]:
     """Steps, examples and epochs."""
     examples = run.total_steps * run.input.batch_size
     epoch, repeats = run.sizes["num_examples"], run.input.repeats
-    views = f": {repeats} views each of {-(-epoch // repeats):,} images" if repeats > 1 else ""
+    seen = min(-(-epoch // repeats), len(run.source))
+    views = f": {repeats} views each of {seen:,} images" if repeats > 1 else ""
+    passes = f", {run.input.passes} passes in whole batches" if run.input.passes else ""
     return [
         f"{run.total_steps:,} steps of {run.input.batch_size:,} examples, {examples:,} in all",
-        f"{examples / epoch:.2f} epochs of {epoch:,} examples ({run.source.name}){views}",
+        f"{examples / epoch:.2f} epochs of {epoch:,} examples ({run.source.name}){views}{passes}",
     ]
 
 

@@ -36,8 +36,8 @@ class Settings:
     """The top level of a config, with the durations of `DURATIONS` beside it.
 
     Attributes:
-      input: training data: data, split, pp, batch_size, workers, on_error, repeats, split_views, on_device,
-        steps_per_dispatch.
+      input: training data: data, split, pp, batch_size, workers, on_error, repeats, split_views, passes,
+        on_device, steps_per_dispatch.
       model: name and options of the architecture.
       model_init: parameters to start from: weights, dont_load, posemb.
       task: name and options of what is learnt.

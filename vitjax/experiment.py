@@ -267,7 +267,7 @@ class Experiment:
     @property
     def order(self) -> on_device.Order:
         """Which example of a set on the devices stands at which position of the stream."""
-        return on_device.Order(len(self.source), self.input.batch_size, self.input.repeats)
+        return on_device.Order(len(self.source), self.input.batch_size, self.input.repeats, self.input.passes)
 
     def batches(self, start_step: int) -> pipeline.BatchIterator:
         """This process's rows of the training batches from `start_step` on."""
@@ -288,6 +288,7 @@ class Experiment:
             process_index=jax.process_index(),
             process_count=jax.process_count(),
             repeats=self.input.repeats,
+            passes=self.input.passes,
             by_position=self.task.by_position,
         )
 
@@ -380,9 +381,8 @@ def _student(
     """What a teacher has to know of the run."""
     with blaming("config.input.pp"):
         batch = jax.eval_shape(preprocess.device, batch_spec, jax.random.key(0))
-    stream = {
-        f"input.{key}": value for key, value in dataclasses.asdict(data).items() if key not in BESIDE_STREAM
-    }
+    known = {key: value for key, value in dataclasses.asdict(data).items() if value is not None}
+    stream = {f"input.{key}": value for key, value in known.items() if key not in BESIDE_STREAM}
     stream["input.pp"] = fill_in(data.pp, num_classes)
     stream |= dict(seed=settings.seed, batch_size=data.batch_size, examples=len(source))
     return Student(

@@ -24,6 +24,8 @@ class Input:
       repeats: repeated augmentation: views of each image in a row, 3 for DeiT; see `pipeline.TrainRows`.
       split_views: let the views of an image fall into two batches where `repeats` does not divide the batch,
         as they do in the official runs (3 views, batches of 1024).
+      passes: makes an epoch so many times as long as the data set, in whole batches; the recipe for small
+        sets has 3. See `pipeline.examples_per_epoch`. Left out it is one pass, and a batch may straddle two.
       on_device: keep the whole set in the devices' memory and make its batches there, see docs/on_device.md.
       steps_per_dispatch: with on_device, how many steps the host hands over at once at most. It changes no
         result, only how long the devices can go on without the host.
@@ -37,6 +39,7 @@ class Input:
     on_error: str = "raise"
     repeats: int = 1
     split_views: bool = False
+    passes: int | None = None
     on_device: bool = False
     steps_per_dispatch: int = 100
 
@@ -50,6 +53,10 @@ class Input:
             raise UserError(f"config.input.steps_per_dispatch = {self.steps_per_dispatch}: 1 step or more.")
         if self.repeats < 1:
             raise UserError(f"config.input.repeats = {self.repeats}: 1 for one view of each image, or more.")
+        if self.passes is not None and self.passes < 1:
+            raise UserError(
+                f"config.input.passes = {self.passes}: how many passes over the data an epoch is, 1 or more."
+            )
         if (rest := self.batch_size % self.repeats) and not self.split_views:
             fitting = [n for n in (self.batch_size - rest, self.batch_size - rest + self.repeats) if n > 0]
             raise UserError(
@@ -66,7 +73,9 @@ class Input:
 
     def sizes(self, source: Any) -> dict[str, int]:
         """What epochs and examples are measured by: `batch_size`, and the `num_examples` of an epoch."""
-        epoch = pipeline.examples_per_epoch(len(source), batch_size=self.batch_size, repeats=self.repeats)
+        epoch = pipeline.examples_per_epoch(
+            len(source), batch_size=self.batch_size, repeats=self.repeats, passes=self.passes
+        )
         return dict(batch_size=self.batch_size, num_examples=epoch)
 
 

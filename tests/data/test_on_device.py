@@ -85,6 +85,21 @@ def test_repeated_views_stand_in_a_row_and_epochs_are_as_long_as_on_the_host():
     assert set(epochs[0].tolist()) != set(epochs[1].tolist())
 
 
+@pytest.mark.parametrize("repeats", [1, 3])
+def test_an_epoch_of_passes_is_fresh_orders_in_whole_batches(repeats):
+    order, seed = on_device.Order(100, batch_size=32, repeats=repeats, passes=3), Seed.of(4)
+    rows = np.concatenate([order.indices(step, seed) for step in range(18)]).reshape(2, 9 * 32)
+    traced = jax.jit(order.indices)
+    np.testing.assert_array_equal(rows[1, :32], traced(np.int32(9), seed))
+    passes = []
+    for epoch in rows:  # 300 rows less those that fill no batch
+        drawn = epoch[::repeats]
+        np.testing.assert_array_equal(epoch, np.repeat(drawn, repeats)[: 9 * 32])
+        passes += [drawn[start : start + 100] for start in range(0, len(drawn), 100)]
+    assert [len(set(each.tolist())) for each in passes] == [len(each) for each in passes]
+    assert len({tuple(each[:88]) for each in passes}) == 6 // repeats
+
+
 def test_booleans_and_floats_travel_whole():
     mesh = mesh_of(4)
     rows = NamedSharding(mesh, PartitionSpec("data"))

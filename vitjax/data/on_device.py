@@ -32,21 +32,20 @@ class Order(NamedTuple):
       num_examples: N of the set.
       batch_size: rows of a global batch.
       repeats: views of each example in a row, see `pipeline.TrainRows`.
+      passes: see `pipeline.examples_per_epoch`.
     """
 
     num_examples: int
     batch_size: int
     repeats: int = 1
+    passes: int | None = None
 
     def indices(self, step: Any, seed: shuffle.Seed) -> Any:
         """Returns the examples uint32 `[batch_size]` of a step: NumPy of a number, jax of a traced int32."""
-        epoch_size = np.uint32(
-            pipeline.examples_per_epoch(self.num_examples, batch_size=self.batch_size, repeats=self.repeats)
-        )
         first = (np.asarray(step) if isinstance(step, int) else step).astype(np.uint32)
         position = first * np.uint32(self.batch_size) + np.arange(self.batch_size, dtype=np.uint32)
-        epoch, place = position // epoch_size, position % epoch_size
-        return shuffle.shuffled(place // np.uint32(self.repeats), epoch, seed, self.num_examples)
+        number, place = pipeline.shuffle_and_place(position, *self)
+        return shuffle.shuffled(place, number, seed, self.num_examples)
 
 
 @functools.partial(
