@@ -1,1 +1,1 @@
-"""What attention looks at, as pictures and numbers: `python -m vitjax.analysis.attention`, see docs/attention.md."""
+"""What attention looks at, in pictures and numbers: `python -m vitjax.analysis.attention`."""

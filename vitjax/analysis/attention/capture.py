@@ -75,7 +75,7 @@ class Attention(NamedTuple):
 
 
 def run(model: nn.Module, variables: Mapping[str, Any], images: jax.Array) -> tuple[jax.Array, Any, Any]:
-    """Runs the model in inference mode: `(logits, out, intermediates)`. What is not used is dead under jit."""
+    """Runs the model in inference mode: `(logits, out, intermediates)`; what is unused is dead under jit."""
     (logits, out), state = model.apply(variables, images, train=False, mutable=["intermediates"])
     return logits, out, state.get("intermediates", {})
 

@@ -41,7 +41,7 @@ def charts(looks: Sequence[Look]) -> dict[str, tuple[str, Chart]]:
 
 def svg(name: str, title: str, paint: Chart) -> str:
     """A chart for the page, in the page's colours."""
-    return curves.svg(name, lambda figure: paint(figure, OF_PAGE), (5.2, 2.9), label=title)
+    return curves.svg(name, lambda figure: paint(figure, OF_PAGE), (4.2, 2.7), label=title)
 
 
 def png(paint: Chart) -> bytes:
@@ -63,9 +63,7 @@ def _temperature(looks: Sequence[Look], figure: Any, ink: Ink) -> None:
     """Mean over heads of 1/scale by layer, the least and the largest head, and where it began or stays."""
     axes = figure.add_subplot()
     for start in {tuple(look.start) for look in looks}:
-        axes.plot(
-            _numbers(start), start, color=ink.text, linewidth=1, linestyle="--", label="where it began, √d"
-        )
+        axes.plot(_numbers(start), start, color=ink.text, linewidth=1, linestyle="--", label="where it began")
     for color, look in zip(ink.lines, looks, strict=False):
         if any(values is not None for values in look.temperature):
             by_head = [np.array([np.nan]) if values is None else values for values in look.temperature]

@@ -23,8 +23,8 @@ class Windows:
 
     Attributes:
       tokens: int [W, n], the place on the map (row by row) of each token of each window.
-      region: int [W, n]; inside a window only tokens of the same region see each other. Shifted windows at the
-        border hold tokens of opposite sides of the map.
+      region: int [W, n]; inside a window only tokens of the same region see each other. Shifted windows at
+        the border hold tokens of opposite sides of the map.
     """
 
     tokens: np.ndarray
@@ -104,7 +104,7 @@ def layers(model: nn.Module, attentions: Sequence[Attention], out: Any, image: A
 
 
 def of_vit(model: ViT, attention: Attention, out: Any, image: Sequence[int]) -> Layer:
-    """A ViT, a DeiT, a hybrid, a T2T-ViT: the head says who asks. Pooling by attention has a query of its own."""
+    """A ViT, a DeiT, a hybrid, a T2T-ViT: the head says who asks; attention pooling has its own query."""
     grid = tuple(out["stem"].shape[1:3])
     queries, keys = attention.shape[-2:]
     front = keys - grid[0] * grid[1]
@@ -124,7 +124,7 @@ def of_cait(model: CaiT, attention: Attention, out: Any, image: Sequence[int]) -
     if not model.class_depth:
         return of_vit(model, attention, out, image)
     grid = tuple(out["stem"].shape[1:3])
-    queries, keys = attention.shape[-2:]
+    keys = attention.shape[-1]
     if attention.path[0].startswith("class_attention"):
         return Layer(attention, grid, keys - grid[0] * grid[1], slice(0, 1), "class token")
     return Layer(attention, grid, 0, slice(None), "mean over the patches")
@@ -164,8 +164,8 @@ def by_shape(model: nn.Module, attention: Attention, out: Any, image: Sequence[i
             break
     else:
         raise UserError(
-            f"{attention.name} of {type(model).__name__} has {keys} keys, which are no map of the proportions "
-            f"of {image[1]}x{image[2]} pixels: show square images."
+            f"{attention.name} of {type(model).__name__} has {keys} keys, which are no map of the "
+            f"proportions of {image[1]}x{image[2]} pixels: show square images."
         )
     if queries == 1 and keys > 1:
         return Layer(attention, grid, front, slice(0, 1), "single query")

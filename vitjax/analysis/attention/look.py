@@ -1,4 +1,4 @@
-"""Runs a network on images and keeps what is shown: maps, and numbers by layer. The attention itself is not kept."""
+"""Runs a network on images and keeps what is shown: maps, and numbers by layer, not the attention itself."""
 
 import dataclasses
 import math
@@ -87,21 +87,22 @@ def look(network: Network, methods: Collection[str], layer: int = -1) -> Look:
             seen["spread"].append([per_image(values) for values in measured])
         return seen
 
-    parts = [see(network.variables, part) for part in _parts(network.images, placed)]
-    parts = [jax.device_get(part) for part in parts]
+    parts = [jax.device_get(see(network.variables, part)) for part in _parts(network.images, placed)]
     count = len(network.images)
     whole = lambda name: np.concatenate([np.asarray(part[name]) for part in parts])[:count]
-    params = network.variables["params"]
-    multipliers = [layer.attention.multiplier(params) for layer in placed]
+    published, divergence, entropy = (_by_layer(parts, which, count) for which in range(3))
+    multipliers = [layer.attention.multiplier(network.variables["params"]) for layer in placed]
     return Look(
-        network,
-        placed,
-        shown,
-        whole("answers"),
-        {method: whole(method) for method in METHODS if method in methods},
-        *(_by_layer(parts, which, count) for which in range(3)),
-        [None if m is None else 1 / np.asarray(m, np.float64) for m in multipliers],
-        np.array([layer.attention.start or math.nan for layer in placed]),
+        network=network,
+        layers=placed,
+        shown=shown,
+        answers=whole("answers"),
+        maps={method: whole(method) for method in METHODS if method in methods},
+        published=published,
+        divergence=divergence,
+        entropy=entropy,
+        temperature=[None if m is None else 1 / np.asarray(m, np.float64) for m in multipliers],
+        start=np.array([layer.attention.start or math.nan for layer in placed]),
     )
 
 
@@ -121,7 +122,7 @@ def softmax_of(layer: Layer, sown: Any) -> tuple[jax.Array, jax.Array]:
 
 
 def _parts(images: np.ndarray, placed: list[Layer]) -> list[np.ndarray]:
-    """Images in equal parts that do not ask for too much memory; the last is filled up with its last image."""
+    """Images in equal parts that do not ask for too much memory, the last filled up with its last image."""
     each = sum(8 * math.prod(layer.attention.shape) for layer in placed)
     size = min(len(images), max(1, MOST_BYTES // each))
     parts = [images[at : at + size] for at in range(0, len(images), size)]

@@ -1,4 +1,4 @@
-"""The command line: `python -m vitjax.analysis.attention --workdir W [W2 ...] --images FILES|FOLDER|data:SPLIT`."""
+"""The command line: `python -m vitjax.analysis.attention --workdir W [W2 ...] --images IMAGES`."""
 
 import argparse
 import pathlib
@@ -44,7 +44,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--model", metavar="NAME", help="a model instead, vit_b16 or vit_b16,pool='gap'")
     add("--weights", metavar="FILE", help="its weights, a file or a name such as augreg:vit_b16")
     add("--images", nargs="+", required=True, metavar="IMAGES",
-        help="image files, folders of them, or data:SPLIT of the data set of the run's first evaluator")  # fmt: skip
+        help="files, folders, or data:SPLIT of the data set of the run's first evaluator")  # fmt: skip
     add("--data", metavar="NAME", help="another data set for data:SPLIT, such as digits")
     add("--count", type=int, default=COUNT, metavar="N",
         help=f"the first N images of a folder or data set ({COUNT})")  # fmt: skip

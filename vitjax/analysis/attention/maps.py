@@ -50,7 +50,7 @@ def matrix(layer: Layer, weights: jax.Array) -> jax.Array:
 
 
 def rollout(layers: Sequence[Layer], weights: Sequence[jax.Array]) -> jax.Array:
-    """Attention rollout: how much of each patch comes to those who ask in the last layer, `[B, h, w]`, float32.
+    """Attention rollout: how much of each patch comes to who asks in the last layer, `[B, h, w]`, float32.
 
     Args:
       layers: all layers of a model.
@@ -63,12 +63,13 @@ def rollout(layers: Sequence[Layer], weights: Sequence[jax.Array]) -> jax.Array:
 
 
 def flow(layers: Sequence[Layer], weights: Sequence[jax.Array]) -> jax.Array:
-    """The matrix of rollout from tokens after the last layer to tokens before its stage: `[B, T, T]`, float32.
+    """The matrix of rollout, from tokens after the last layer to those before its stage: `[B, T, T]`.
 
-    "Quantifying Attention Flow in Transformers" (arXiv 2005.00928): the product over layers of A / 2 + I / 2, A
-    the mean over heads. Every row sums to one. Only layers of the last stage count, since what pools between
-    stages is no attention. A class token that joins after the patches' blocks, and a pooling query, is one
-    more token in front: the others stay as they are while it reads them. Nothing is added to a pooling query.
+    "Quantifying Attention Flow in Transformers" (arXiv 2005.00928): the product over layers of A / 2 + I / 2,
+    A the mean over heads. Every row sums to one. Only layers of the last stage count, since what pools
+    between stages is no attention. A class token that joins after the patches' blocks, and a pooling query,
+    is one more token in front: the others stay as they are while it reads them. A pooling query keeps
+    nothing of itself.
     """
     chain = [pair for pair in zip(layers, weights, strict=True) if pair[0].stage == layers[-1].stage]
     inside = [matrix(layer, values) for layer, values in chain if not layer.one_query]

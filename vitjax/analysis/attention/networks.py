@@ -17,6 +17,7 @@ from vitjax.data import pp, value_scale
 from vitjax.errors import UserError
 from vitjax.teachers import workdir
 from vitjax.weights import variables as variables_lib
+from vitjax.weights.loading import locate
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,10 +71,10 @@ def of_workdir(source: str, own_pp: str | None = None) -> Described:
     trained = workdir.read(source)
     if trained is None:
         raise UserError(
-            f"--workdir {source!r} is not the folder of a run with a checkpoint: it has no config.json beside a "
-            "folder 'checkpoints'. Train it until the first checkpoint, or name --model and --weights."
+            f"--workdir {source!r} is not the folder of a run with a checkpoint: it has no config.json "
+            "beside a folder 'checkpoints'. Train it until the first checkpoint, or name --model and --weights."
         )
-    path, _ = weights.loading.locate(source)
+    path, _ = locate(source)
     folder = next(p for p in (path, *path.parents) if (p / "config.json").is_file())
     config = json.loads((folder / "config.json").read_text())
     evals = [section for section in (config.get("evals") or {}).values() if section.get("pp")]
@@ -81,8 +82,8 @@ def of_workdir(source: str, own_pp: str | None = None) -> Described:
     text = own_pp or chosen.get("pp")
     if not text:
         raise UserError(
-            f"{str(folder / 'config.json')!r} has no evaluator that says how images are prepared: say it with "
-            "--pp 'decode|...|value_range(-1, 1)'."
+            f"{str(folder / 'config.json')!r} has no evaluator that says how images are prepared: say it "
+            "with --pp 'decode|...|value_range(-1, 1)'."
         )
     label = folder.resolve().name + source.removeprefix(str(path))
     data = chosen.get("data") or config["input"].get("data")
@@ -111,7 +112,8 @@ def _fields(text: str) -> dict[str, Any]:
         fields = {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in call.keywords}
     except (SyntaxError, ValueError, AssertionError):
         raise UserError(
-            f"--model {text!r} cannot be read: write NAME, or NAME,FIELD=VALUE,... such as vit_b16,pool='gap'."
+            f"--model {text!r} cannot be read: write NAME, or NAME,FIELD=VALUE,... such as "
+            "vit_b16,pool='gap'."
         ) from None
     return {"name": name, **fields}
 
@@ -183,8 +185,8 @@ def prepare(
     shapes = {np.shape(row.get("image")) for row in rows}
     if len(shapes) > 1:
         raise UserError(
-            f"preprocessing leaves images of {len(shapes)} sizes, such as {' and '.join(map(str, sorted(shapes)[:2]))}: "
-            "give --pp with a crop to one size."
+            f"preprocessing leaves images of {len(shapes)} sizes, such as "
+            f"{' and '.join(map(str, sorted(shapes)[:2]))}: give --pp with a crop to one size."
         )
     keys = [key for key in rows[0] if not key.startswith("_")]
     batch = {key: np.stack([np.asarray(row[key]) for row in rows]) for key in keys}
@@ -211,6 +213,6 @@ def as_pictures(images: np.ndarray, scale: value_scale.Scale | None) -> np.ndarr
 
 def folder_of(described: Described) -> pathlib.Path:
     """Where pictures of a run go by default: `WORKDIR/attention`."""
-    path, _ = weights.loading.locate(described.weights)
+    path, _ = locate(described.weights)
     folder = next((p for p in (path, *path.parents) if (p / "config.json").is_file()), pathlib.Path())
     return folder / "attention"

@@ -17,13 +17,18 @@ from vitjax.analysis.attention.look import Look
 
 PAGE = "attention.html"
 
+TITLES = {"cls": "Attention of one layer", "rollout": "Rollout", "heads": "Heads of one layer"}
 HOW = {
-    "cls": "Whom the answer comes from looks where: attention weights of one layer from the query named below to the "
-    "patches, the mean over heads.",
-    "rollout": "Attention rollout: A / 2 + I / 2, A the mean over heads, multiplied over the layers of the last stage. What "
-    "pools between stages is no attention and is not followed; after pooling, one cell stands for several patches.",
-    "heads": "The same as the last look, head by head.",
+    "cls": "Attention weights of the layer named above, from the query named there to the patches, the mean "
+    "over heads.",
+    "rollout": "A / 2 + I / 2, A the mean over heads, multiplied over the layers of the last stage. What "
+    "pools between stages is no attention and is not followed: a cell of a pooled map stands for several patches.",
+    "heads": "The same weights of the same layer, head by head.",
 }
+SCALING = (
+    "Each map has its own scale, violet at its minimum, red at its maximum: two maps' colours do not compare."
+)
+WIDTHS = {"cls": 150, "rollout": 150, "heads": 260}  # of a picture on the page, in pixels
 
 
 def write(out: pathlib.Path, looks: Sequence[Look], examples: Examples) -> pathlib.Path:
@@ -48,12 +53,9 @@ def write(out: pathlib.Path, looks: Sequence[Look], examples: Examples) -> pathl
     template = string.Template(
         (importlib.resources.files("vitjax.analysis") / "report.html").read_text("utf-8")
     )
-    sections = [
-        _networks(looks),
-        *(_section(method, looks, examples) for method in looks[0].maps),
-        _charts(drawn),
-        _by_layer(looks),
-    ]
+    images = {method: _section(method, looks, examples) for method in looks[0].maps}
+    heads = images.pop("heads", "")
+    sections = [_networks(looks), *images.values(), _charts(drawn), heads, _by_layer(looks)]
     labels = " · ".join(look.network.label for look in looks)
     page = template.substitute(title="Attention", subtitle=escape(labels), sections="\n".join(sections))
     files.replace(out / PAGE, page)
@@ -89,17 +91,8 @@ def _networks(looks: Sequence[Look]) -> str:
 
 
 def _section(method: str, looks: Sequence[Look], examples: Examples) -> str:
-    title = {"cls": "Last look", "rollout": "Rollout", "heads": "Heads"}[method]
-    note = (
-        f"{HOW[method]} Each map is scaled to its own minimum (violet) and maximum (red), so colours of two maps are "
-        "not to be compared."
-    )
-    columns = len(looks) + (method != "heads")
-    least = 150 if method != "heads" else 260
-    style = f"display:grid;gap:10px;grid-template-columns:repeat({columns},minmax({least}px,260px))"
-    if method == "heads":
-        style = style.replace("260px)", "460px)")
-    rows = []
+    """All images under the maps of a method; an image and its maps stay together."""
+    groups = []
     for index, name in enumerate(examples.names):
         cells = []
         if method != "heads":
@@ -107,12 +100,15 @@ def _section(method: str, looks: Sequence[Look], examples: Examples) -> str:
             cells.append(_cell(looks[0].network.pictures[index], caption, name))
         for look in looks:
             caption = f"{look.network.label}{_answer(look, examples, index)}"
-            cells.append(
-                _cell(pictures.drawn(look, method, index), caption, f"{name}, {title}, {look.network.label}")
-            )
-        rows.append(f'<div style="{style}">{"".join(cells)}</div>')
-    inside = '<div style="height:10px"></div>'.join(rows)
-    return f'<section><h2>{title}</h2><p class="soft">{escape(note)}</p><div class="scroll">{inside}</div></section>'
+            spoken = f"{name}, {TITLES[method]}, {look.network.label}"
+            cells.append(_cell(pictures.drawn(look, method, index), caption, spoken))
+        columns = f"repeat({len(cells)},{WIDTHS[method]}px)"
+        groups.append(
+            f'<div style="display:grid;gap:4px;grid-template-columns:{columns}">{"".join(cells)}</div>'
+        )
+    inside = f'<div class="scroll" style="display:flex;flex-wrap:wrap;gap:16px">{"".join(groups)}</div>'
+    note = f'<p class="soft">{escape(HOW[method])} {escape(SCALING)}</p>'
+    return f"<section><h2>{TITLES[method]}</h2>{note}{inside}</section>"
 
 
 def _answer(look: Look, examples: Examples, index: int) -> str:
@@ -127,13 +123,14 @@ def _cell(picture: np.ndarray, caption: str, spoken: str) -> str:
     tiny = ' class="tiny"' if max(picture.shape[:2]) < 150 else ""
     data = base64.b64encode(pictures.png(picture)).decode()
     image = f'<img{tiny} alt="{escape(spoken)}" src="data:image/png;base64,{data}">'
-    return f'<div class="card example">{image}<p class="truth" title="{escape(spoken)}">{escape(caption)}</p></div>'
+    text = f'<p class="truth" title="{escape(spoken)}">{escape(caption)}</p>'
+    return f'<div class="card example">{image}{text}</div>'
 
 
 NOTES = {
-    "temperature": "Mean over the heads of 1 / scale; shaded, from the least head to the largest. Below the dashed line "
-    "attention has become sharper than that of a fixed temperature.",
-    "divergence": "Mean over rows and images of these pictures, over the keys that a query may see. Dashed, where it "
+    "temperature": "Mean over the heads of 1 / scale; shaded, from the least head to the largest. Below the "
+    "dashed line attention has become sharper than at the temperature that it began with.",
+    "divergence": "Mean over rows and over these images, of the keys that a query may see. Dashed, where it "
     "differs by more than 1 %: the paper's estimate -1/M Σ log(M p + 1e-12), in which every masked key adds "
     "27.6 / M nats that no attention paid. Shaded: from the least head to the largest.",
     "entropy": "1: all keys that a query may see get the same. Shaded: from the least head to the largest.",
@@ -176,7 +173,7 @@ def _by_layer(looks: Sequence[Look]) -> str:
 
 def _number(values: np.ndarray | None) -> str:
     """The mean over heads."""
-    return "–" if values is None or not np.isfinite(values).all() else f"{values.mean():.4g}"
+    return "-" if values is None or not np.isfinite(values).all() else f"{values.mean():.4g}"
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -1,4 +1,4 @@
-"""Maps over images, as the small-dataset paper lays them: bilinear, from minimum to maximum, rainbow, half opaque."""
+"""Maps over images, as the small-dataset paper has them: bilinear, scaled, rainbow, half opaque."""
 
 import io
 import math
@@ -11,7 +11,6 @@ from vitjax.analysis.attention.look import Look
 COLORMAP, ALPHA = "rainbow", 0.5
 LEAST = 160  # pixels of the longer side of a picture; smaller ones are enlarged
 MOST_ROWS = 12  # images in the picture of all maps side by side
-TITLES = {"cls": "last look", "rollout": "rollout", "heads": "heads"}
 
 
 def scaled(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -27,7 +26,7 @@ def scaled(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def overlay(picture: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """A map `[h, w]` in colours over a uint8 picture `[H, W, 3]`: uint8 `[H, W, 3]`. Red is where most goes."""
+    """A map `[h, w]` in colours over a uint8 `[H, W, 3]` picture, as such a picture; red is the maximum."""
     import matplotlib
 
     colors = matplotlib.colormaps[COLORMAP](scaled(values, picture.shape[:2]))[..., :3]
@@ -85,7 +84,8 @@ def side_by_side(looks: Sequence[Look]) -> bytes | None:
         for plot, (look, method) in zip(plots[1:], columns, strict=True):
             plot.imshow(drawn(look, method, row))
             if row == 0:
-                plot.set_title(f"{look.network.label}\n{TITLES[method]}", fontsize=7)
+                what = look.shown_layer.name if method == "cls" else method
+                plot.set_title(f"{look.network.label}\n{what}", fontsize=7)
         for plot in plots:
             plot.set_axis_off()
     buffer = io.BytesIO()

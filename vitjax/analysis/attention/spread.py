@@ -1,9 +1,9 @@
 """How evenly attention is spread: divergence from the uniform distribution, and entropy.
 
-The supplement of "Vision Transformer for Small-Size Datasets" (arXiv 2112.13492) shows KL(uniform || p) by layer,
-estimated with an epsilon (aanna0701/SPM_LMSA_ViT, `KLDivergence_viz.py`). Where LSA masks the diagonal, a token's
-weight for itself is zero, which is finite there only by that epsilon, and most of what the mask adds to the
-estimate is the epsilon's. `divergence` leaves out what a query cannot see instead.
+"Vision Transformer for Small-Size Datasets" (arXiv 2112.13492) shows KL(uniform || p) by layer, estimated with
+an epsilon (aanna0701/SPM_LMSA_ViT, `KLDivergence_viz.py`). Where LSA masks the diagonal, a token's weight for
+itself is zero. That is finite only by the epsilon, and most of what the mask adds to the estimate is the
+epsilon's. `divergence` leaves out what a query cannot see instead.
 """
 
 import jax
@@ -29,8 +29,8 @@ def divergence(logits: jax.Array, allowed: np.ndarray) -> jax.Array:
       logits: `[B, H, N, M]`, what the softmax sees; exact where a weight would underflow to zero.
       allowed: bool [W or 1, N, M], see `layers.Layer.allowed`; B is a multiple of W.
     """
-    log_p, allowed, count = _log_softmax(logits, allowed)
-    return (-(jnp.where(allowed, log_p, 0).sum(-1) / count) - jnp.log(count)).mean(-1)
+    log_p, _, count = _log_softmax(logits, allowed)
+    return (-(log_p.sum(-1) / count) - jnp.log(count)).mean(-1)
 
 
 def entropy(logits: jax.Array, allowed: np.ndarray) -> jax.Array:
@@ -38,14 +38,14 @@ def entropy(logits: jax.Array, allowed: np.ndarray) -> jax.Array:
 
     The mean over rows with more than one such key. Arguments are those of `divergence`.
     """
-    log_p, allowed, count = _log_softmax(logits, allowed)
-    shares = -jnp.where(allowed, jnp.exp(log_p) * log_p, 0).sum(-1) / jnp.log(jnp.maximum(count, 2))
+    log_p, seen, count = _log_softmax(logits, allowed)
+    shares = -jnp.where(seen, jnp.exp(log_p) * log_p, 0).sum(-1) / jnp.log(jnp.maximum(count, 2))
     choice = jnp.broadcast_to(count > 1, shares.shape)
     return jnp.where(choice, shares, 0).sum(-1) / jnp.maximum(choice.sum(-1), 1)
 
 
 def _log_softmax(logits: jax.Array, allowed: np.ndarray) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """log p [B, H, N, M] over allowed keys, which they are `[B, 1, N, M]`, and how many `[B, 1, N]`."""
+    """log p `[B, H, N, M]`, 0 at keys not allowed; which are, `[B, 1, N, M]`; how many, `[B, 1, N]`."""
     seen = jnp.tile(jnp.asarray(allowed), (len(logits) // len(allowed), 1, 1))[:, None]
     log_p = jax.nn.log_softmax(jnp.where(seen, logits.astype(jnp.float32), -jnp.inf), axis=-1)
     return jnp.where(seen, log_p, 0), seen, seen.sum(-1)
