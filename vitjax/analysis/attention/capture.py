@@ -92,6 +92,8 @@ def attentions(model: nn.Module, variables: Any, images: Any) -> tuple[list[Atte
     head_dims: dict[tuple[str, ...], int] = {}
 
     def watch(call, args, kwargs, context):
+        if context.module.scope is None:  # a method called while the module is made
+            return call(*args, **kwargs)
         path = context.module.path
         if context.method_name == "__call__":
             seen.setdefault(path, context.module)
@@ -124,10 +126,10 @@ def attentions(model: nn.Module, variables: Any, images: Any) -> tuple[list[Atte
 
 
 def _start(module: nn.Module, head_dim: int | None) -> float | None:
+    if head_dim is None:  # it takes no scaled products, like a Performer's
+        return None
     scale = getattr(module, "scale", None)
-    if isinstance(scale, float):
-        return 1 / scale
-    return math.sqrt(head_dim) if head_dim else None
+    return 1 / scale if isinstance(scale, float) else math.sqrt(head_dim)
 
 
 def _windows(module: nn.Module) -> tuple[Pair, Pair, Pair] | None:

@@ -72,7 +72,8 @@ def of_workdir(source: str, own_pp: str | None = None) -> Described:
     if trained is None:
         raise UserError(
             f"--workdir {source!r} is not the folder of a run with a checkpoint: it has no config.json "
-            "beside a folder 'checkpoints'. Train it until the first checkpoint, or name --model and --weights."
+            "beside a folder 'checkpoints'. Train it until the first checkpoint, or name --model and "
+            "--weights."
         )
     path, _ = locate(source)
     folder = next(p for p in (path, *path.parents) if (p / "config.json").is_file())

@@ -22,7 +22,8 @@ HOW = {
     "cls": "Attention weights of the layer named above, from the query named there to the patches, the mean "
     "over heads.",
     "rollout": "A / 2 + I / 2, A the mean over heads, multiplied over the layers of the last stage. What "
-    "pools between stages is no attention and is not followed: a cell of a pooled map stands for several patches.",
+    "pools between stages is no attention and is not followed: a cell of a pooled map stands for several "
+    "patches.",
     "heads": "The same weights of the same layer, head by head.",
 }
 SCALING = (
