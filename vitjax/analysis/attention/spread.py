@@ -1,9 +1,9 @@
 """How evenly attention is spread: divergence from the uniform distribution, and entropy.
 
 "Vision Transformer for Small-Size Datasets" (arXiv 2112.13492) shows KL(uniform || p) by layer, estimated
-with an epsilon (aanna0701/SPM_LMSA_ViT, `KLDivergence_viz.py`). Where LSA masks the diagonal, a token's weight
-for itself is zero. That is finite only by the epsilon, and most of what the mask adds to the estimate is the
-epsilon's. `divergence` leaves out what a query cannot see instead.
+with an epsilon (aanna0701/SPM_LMSA_ViT, `KLDivergence_viz.py`). Where LSA masks the diagonal, the weight of a
+token for itself is zero. That is finite only by the epsilon, and most of what the mask adds to the estimate
+is the epsilon's. `divergence` leaves out what a query cannot see instead.
 """
 
 import jax
