@@ -1,6 +1,7 @@
 """The command line: `python -m vitjax.analysis.attention --workdir W [W2 ...] --images IMAGES`."""
 
 import argparse
+import dataclasses
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -76,6 +77,8 @@ def run(args: argparse.Namespace) -> int:
 
     if args.workdir:
         described = [networks.of_workdir(source, args.pp) for source in args.workdir]
+        if len({one.label for one in described}) < len(described):  # a/vit and b/vit
+            described = [dataclasses.replace(one, label=one.weights) for one in described]
     else:
         described = [networks.of_file(args.model, args.weights, args.pp)]
     examples = images.read(args.images, args.count, args.data or described[0].data)
