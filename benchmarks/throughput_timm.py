@@ -5,7 +5,7 @@ of `vitjax.train` (softmax cross-entropy, AdamW, state donated). PyTorch, eager 
 model of this size with the same loss and fused AdamW. The three take turns in one process with equally many
 threads; a turn begins with an untimed call. Models come one after the other, each gone before the next.
 
-With one thread of a CPU, seconds are those of the CPU, which other programs disturb little; otherwise of the wall.
+With one thread, seconds are those of the CPU, which other programs disturb little; otherwise of the wall.
 
   python benchmarks/throughput_timm.py --batch 8 --train_batch 8 --threads 1 --rounds 5
 

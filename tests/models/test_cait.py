@@ -219,7 +219,10 @@ def test_bfloat16_is_of_the_products_only():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"layer_scale": "depth"}, "layer_scale='depth' is neither a number nor 'by_depth', 'by_index' or None"),
+        (
+            {"layer_scale": "depth"},
+            "layer_scale='depth' is neither a number nor 'by_depth', 'by_index' or None",
+        ),
         ({"class_depth": -1}, "class_depth=-1"),
         ({"pool": "gap"}, "pool='gap'.*class_depth=0"),
         ({"fc_norm": True}, "fc_norm=True.*class_depth=0"),
