@@ -5,7 +5,9 @@ of `vitjax.train` (softmax cross-entropy, AdamW, state donated). PyTorch, eager 
 model of this size with the same loss and fused AdamW. The three take turns in one process with equally many
 threads; a turn begins with an untimed call. Models come one after the other, each gone before the next.
 
-  python benchmarks/throughput_timm.py --batch 4 --train_batch 2 --threads 2 --rounds 5
+With one thread, seconds are those of the CPU, which other programs disturb little; otherwise of the wall.
+
+  python benchmarks/throughput_timm.py --batch 8 --train_batch 8 --threads 1 --rounds 5
 
 Needs torch and timm besides vitjax; torchvision is stood in for as in train_step.py.
 """
@@ -14,6 +16,7 @@ import argparse
 import gc
 import pathlib
 import sys
+import time
 
 sys.path[:0] = [str(pathlib.Path(__file__).resolve().parent.parent)]  # runs from a checkout as it is
 
@@ -28,6 +31,7 @@ MODELS = {
     "deit_s16": ("deit_small_patch16_224", 224, {}),
     "deit_b16": ("deit_base_patch16_224", 224, {}),
     "cait_s24": ("cait_s24_224", 224, {}),
+    "swin_t": ("swin_tiny_patch4_window7_224", 224, {}),
     "resnet50": ("resnet50", 224, {}),
     "regnety_16gf": ("regnety_160", 224, {}),
     "efficientnet_b4": ("efficientnet_b4", 380, {}),
@@ -43,10 +47,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--models", default=DEFAULT, help=f"of {', '.join(MODELS)}")
     parser.add_argument("--modes", default="inference,training")
-    parser.add_argument("--batch", type=int, default=4, help="images in a call of inference")
-    parser.add_argument("--train_batch", type=int, default=2, help="images in a training step")
+    parser.add_argument("--batch", type=int, default=8, help="images in a call of inference")
+    parser.add_argument("--train_batch", type=int, default=8, help="images in a training step")
     parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=1.0, help="of calls in a turn, at least one call")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
@@ -87,14 +91,21 @@ def compare(model: str, mode: str, args: argparse.Namespace) -> list[dict]:
             except UserError as error:
                 print(f"{model}: {error}", flush=True)
                 return []
-    times, failed = in_turns(starts, rounds=args.rounds, seconds=args.seconds)
+    cpu_clock = args.device == "cpu" and args.threads == 1
+    clock = time.process_time if cpu_clock else time.perf_counter
+    times, failed = in_turns(starts, rounds=args.rounds, seconds=args.seconds, clock=clock)
     for framework, why in failed.items():
         print(f"{model}, {mode}, {framework}: {why}", flush=True)
     seconds = {name: [sum(calls) / len(calls) for calls in found.rounds] for name, found in times.items()}
     rows = []
     for framework, found in times.items():
         row = dict(model=model, pixels=MODELS[model][1], mode=mode, dtype=args.dtype, batch=batch)
-        row |= dict(threads=args.threads, rounds=args.rounds, framework=framework)
+        row |= dict(
+            threads=args.threads,
+            rounds=args.rounds,
+            clock="cpu" if cpu_clock else "wall",
+            framework=framework,
+        )
         row |= dict(calls=found.calls, images_per_s=round(found.rate(batch), 3))
         row |= measure.ratio(seconds[framework], seconds["torch eager"]) if "torch eager" in seconds else {}
         rows.append(row)

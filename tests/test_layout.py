@@ -36,7 +36,8 @@ MAY_IMPORT = {
     "model_init": GROUND | {"weights"},
     "evaluators": GROUND | {"data", "losses", "sharding"},
     "analysis": GROUND
-    | {"metrics", "run_info", "data", "models", "tasks", "optim", "train_state", "compiler", "host_memory"},
+    | {"metrics", "run_info", "data", "layers", "models", "tasks", "teachers", "weights", "optim"}
+    | {"train_state", "compiler", "host_memory"},
     # The spine may use every room, but not the modes that stand on it.
     "experiment": {
         "analysis",
@@ -49,12 +50,15 @@ MAY_IMPORT = {
         "tasks",
         "teachers",
         "train_state",
+        "train_input",
         "checksum",
         "weights",
         "compiler",
         *GROUND,
     },
     "compiler": GROUND,
+    "train_input": GROUND | {"data"},
+    "feeding": {"experiment", "metrics", "sharding", "train_state"},
     "host_memory": GROUND,
     "check": None,
     "teacher_logits": None,

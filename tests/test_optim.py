@@ -8,6 +8,7 @@ import pytest
 
 from vitjax import optim
 from vitjax.errors import UserError
+from vitjax.optim import layers
 
 BF16 = ml_dtypes.bfloat16
 STEPS = 12
@@ -297,6 +298,26 @@ def test_layers_learn_the_slower_the_farther_they_are_from_the_head(scan):
     assert ("both x 0.125 to 0.5: 12 parameters in 1 arrays" in tx.describe()) == scan
 
 
+def test_blocks_of_a_pyramid_count_through_its_stages():
+    shapes = {
+        **dict.fromkeys(("embedding/kernel", "embedding_norm/scale", "pos_embedding"), (4, 2)),
+        **{f"stage_0/encoderblock_{i}/Dense_0/kernel": (2, 2) for i in (1, 0)},
+        "pooling_0/norm/scale": (8,),
+        **{f"stage_1/encoderblock_{i}/Dense_0/kernel": (4, 4) for i in range(11)},
+        "encoder_norm/scale": (4,),
+        "head/kernel": (4, 5),
+    }
+    found = layers.factors(shapes, 0.5)
+    names = ["embedding/kernel", *(f"stage_0/encoderblock_{i}/Dense_0/kernel" for i in range(2))]
+    names += [f"stage_1/encoderblock_{i}/Dense_0/kernel" for i in range(11)] + ["head/kernel"]
+    assert [found[name] for name in names] == [0.5 ** (14 - layer) for layer in range(15)]
+    assert found["pooling_0/norm/scale"] == found["stage_1/encoderblock_0/Dense_0/kernel"]
+    assert found["embedding_norm/scale"] == found["pos_embedding"] == 0.5**14
+    assert found["encoder_norm/scale"] == 1
+    with pytest.raises(UserError, match="'pooling_1/norm/scale' lies"):
+        layers.factors({**shapes, "pooling_1/norm/scale": (8,)}, 0.5)
+
+
 def test_layer_decay_multiplies_what_lr_mults_say():
     u, _ = moved_by_layer(False, lr_mults=[(".*encoderblock_0/.*", 3.0)])
     np.testing.assert_allclose(u["Transformer"]["encoderblock_0"]["Dense_0"]["kernel"], -3 * 0.5 / 8)
@@ -387,6 +408,17 @@ RSQRT = {"decay_type": "rsqrt", "warmup_steps": 10, "timescale": 10, "cooldown_s
                 "warmup_lr": 0.05,
             },
             {0: 0.1, 5: 0.55, 10: 0.5 + 0.25 * (1 + np.cos(0.1 * np.pi)), 50: 0.75, 100: 0.5},
+        ),
+        (
+            {
+                "decay_type": "timm_cosine",
+                "per": "step",
+                "min_lr": 0.25,
+                "warmup_steps": 10,
+                "warmup_lr": 0.05,
+                "warmup_prefix": True,
+            },
+            {0: 0.1, 5: 0.55, 10: 1, 55: 0.75, 100: 0.5},
         ),
         ({"decay_type": "timm_step", "every_epochs": 2}, {0: 1, 59: 1, 60: 0.5, 99: 0.5, 100: 0.25}),
         (
@@ -483,6 +515,7 @@ def test_ema_starts_as_a_copy_and_rests_where_the_parameters_rest():
             {"schedule": {"decay_type": "timm_cosine", "per": "batch"}},
             "per='batch' must be 'epoch' or 'step'",
         ),
+        ({"schedule": {"decay_type": "timm_cosine", "warmup_prefix": 1}}, "warmup_prefix=1 must be True or"),
         ({"schedule": {"decay_type": "timm_cosine", "rate": 0.5}}, "has no 'rate'"),
         ({"schedule": {"decay_type": "timm_cosine"}}, "num_examples is not known"),
         ({"schedule": {"decay_type": "timm_step"}}, "set one of every_steps"),

@@ -56,6 +56,7 @@ def memory(run: experiment_lib.Experiment) -> list[str]:
         "teacher": run.task.abstract_frozen,
         "activations kept for the backward pass": saved_activations(run, state),
         "batch": run.batch_spec,
+        "training set": run.set_spec if run.input.on_device else (),
     }
     return [f"{name}: {_bytes(size)}" for name, tree in parts.items() if (size := num_bytes(tree))]
 
@@ -91,10 +92,12 @@ def length(run: experiment_lib.Experiment) -> list[str]:
     """Steps, examples and epochs."""
     examples = run.total_steps * run.input.batch_size
     epoch, repeats = run.sizes["num_examples"], run.input.repeats
-    views = f": {repeats} views each of {-(-epoch // repeats):,} images" if repeats > 1 else ""
+    seen = min(-(-epoch // repeats), len(run.source))
+    views = f": {repeats} views each of {seen:,} images" if repeats > 1 else ""
+    passes = f", {run.input.passes} passes in whole batches" if run.input.passes else ""
     return [
         f"{run.total_steps:,} steps of {run.input.batch_size:,} examples, {examples:,} in all",
-        f"{examples / epoch:.2f} epochs of {epoch:,} examples ({run.source.name}){views}",
+        f"{examples / epoch:.2f} epochs of {epoch:,} examples ({run.source.name}){views}{passes}",
     ]
 
 

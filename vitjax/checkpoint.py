@@ -17,7 +17,7 @@ import math
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -309,14 +309,14 @@ class Checkpointer:
         _sync("damaged checkpoints are set aside")
 
 
-def load_params(path: epath.PathLike, key: str = "params", beside: str | None = None) -> dict[str, Any]:
+def load_params(path: epath.PathLike, key: str = "params", beside: Sequence[str] = ()) -> dict[str, Any]:
     """Loads one subtree of a saved state, for evaluation and transfer.
 
     Args:
       path: a checkpointer's directory (its newest checkpoint is taken) or one `<step>` folder in it.
       key: the subtree's name, e.g. "params", "ema_params", "model_state".
-      beside: a part of the state whose leaves, if there are any, are put among those of the subtree by their
-        names below it, e.g. "model_state/batch_stats".
+      beside: parts of the state whose leaves, if there are any, are put among those of the subtree by their
+        names below them, e.g. "model_state/batch_stats".
 
     Returns:
       A nested dict of numpy arrays, each compared with its checksum.
@@ -336,14 +336,18 @@ def load_params(path: epath.PathLike, key: str = "params", beside: str | None = 
         wanted = {
             name: np.zeros(shape, jax.numpy.dtype(dtype))
             for name, (dtype, shape, _) in saved.items()
-            if name.split("/")[0] == key or (beside and name.startswith(f"{beside}/"))
+            if name.split("/")[0] == key or any(name.startswith(f"{part}/") for part in beside)
         }
         if not any(name.split("/")[0] == key for name in wanted):
             have = ", ".join(sorted({name.split("/")[0] for name in saved}))
             raise UserError(f"The checkpoint {path} has no {key!r} in it, but {have}.")
         leaves = files.read(path, saved, wanted)
-        moved = {name.replace(f"{beside}/", f"{key}/", 1): leaf for name, leaf in leaves.items()}
-        return files.nest(moved if beside else leaves)[key]
+        for part in beside:
+            leaves = {
+                f"{key}/{name.removeprefix(f'{part}/')}" if name.startswith(f"{part}/") else name: leaf
+                for name, leaf in leaves.items()
+            }
+        return files.nest(leaves)[key]
     except files.DamagedError as e:
         raise UserError(f"The checkpoint {path} is damaged: {e}. Take another one of that run.") from e
 

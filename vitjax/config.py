@@ -36,7 +36,8 @@ class Settings:
     """The top level of a config, with the durations of `DURATIONS` beside it.
 
     Attributes:
-      input: training data: data, split, pp, batch_size, workers, on_error, repeats, split_views.
+      input: training data: data, split, pp, batch_size, workers, on_error, repeats, split_views, passes,
+        on_device, steps_per_dispatch.
       model: name and options of the architecture.
       model_init: parameters to start from: weights, dont_load, posemb.
       task: name and options of what is learnt.
@@ -330,7 +331,16 @@ def _parse(text: str) -> Any:
 
 
 # What may differ between two runs that go on from each other: it changes neither parameters nor batches.
-BESIDE_TRAINING = ("evals", "mesh", "sharding", "keep_last", "best_metric", "report", "input.workers")
+BESIDE_TRAINING = (
+    "evals",
+    "mesh",
+    "sharding",
+    "keep_last",
+    "best_metric",
+    "report",
+    "input.workers",
+    "input.steps_per_dispatch",
+)
 
 
 def fingerprint(config: ml_collections.ConfigDict) -> dict[str, Any]:

@@ -7,13 +7,13 @@ import contextlib
 import dataclasses
 import functools
 import json
-import os
 import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -22,66 +22,16 @@ from vitjax import compiler, durations, evaluators, model_init, models, optim, s
 from vitjax.analysis.costs import multiply_accumulates
 from vitjax.config import Settings, bind, fingerprint, plain
 from vitjax.config import settings as read_settings
-from vitjax.data import pipeline, pp, value_scale
+from vitjax.data import on_device, pipeline, pp, shuffle, value_scale
 from vitjax.data.sources import open_source
 from vitjax.errors import UserError, nearest
 from vitjax.teachers import Student
-from vitjax.train_state import Hyperparameters, TrainState, is_logged, make_init, make_step
+from vitjax.train_input import Input, fill_in, first_batch_spec, parse_pp
+from vitjax.train_state import Hyperparameters, TrainState, is_logged, make_init, make_many, make_step
 
+# Fields of `Input` that say nothing of the batches which the host makes.
+BESIDE_STREAM = ("workers", "on_device", "steps_per_dispatch")
 MOST_PROGRAMS = 24  # jitted functions that experiments of one process keep in common
-
-
-@dataclasses.dataclass(frozen=True)
-class Input:
-    """Section `input`: where training examples come from and what happens to them.
-
-    Attributes:
-      data: source, such as `digits`, `folder:PATH`, `tfds:NAME`.
-      pp: preprocessing string; `{num_classes}` stands for the number of labels.
-      batch_size: examples in a global batch.
-      split: part of the source, such as `train[:90%]`.
-      workers: processes that prepare batches; 0: threads of this process, -1: one a core but one.
-      on_error: `raise` stops at a broken image, `skip` replaces it by another and counts.
-      repeats: repeated augmentation: views of each image in a row, 3 for DeiT; see `pipeline.TrainRows`.
-      split_views: let the views of an image fall into two batches where `repeats` does not divide the batch,
-        as they do in the official runs (3 views, batches of 1024).
-    """
-
-    data: str
-    pp: str
-    batch_size: int
-    split: str = "train"
-    workers: int = 0
-    on_error: str = "raise"
-    repeats: int = 1
-    split_views: bool = False
-
-    def __post_init__(self):
-        """Refuses numbers out of range."""
-        if self.workers < -1:
-            raise UserError(
-                f"config.input.workers = {self.workers}: 0 or more, or -1 for one a core but one."
-            )
-        if self.repeats < 1:
-            raise UserError(f"config.input.repeats = {self.repeats}: 1 for one view of each image, or more.")
-        if (rest := self.batch_size % self.repeats) and not self.split_views:
-            fitting = [n for n in (self.batch_size - rest, self.batch_size - rest + self.repeats) if n > 0]
-            raise UserError(
-                f"config.input.repeats = {self.repeats} does not divide config.input.batch_size = "
-                f"{self.batch_size}: the views of some images would fall into two batches. Take a batch of "
-                f"{' or '.join(map(str, fitting))}, or allow it with config.input.split_views = True, as in "
-                "the official DeiT runs."
-            )
-
-    @property
-    def num_workers(self) -> int:
-        """The number of worker processes, with -1 resolved for this machine."""
-        return self.workers if self.workers >= 0 else max(0, len(os.sched_getaffinity(0)) - 1)
-
-    def sizes(self, source: Any) -> dict[str, int]:
-        """What epochs and examples are measured by: `batch_size`, and the `num_examples` of an epoch."""
-        epoch = pipeline.examples_per_epoch(len(source), batch_size=self.batch_size, repeats=self.repeats)
-        return dict(batch_size=self.batch_size, num_examples=epoch)
 
 
 @dataclasses.dataclass
@@ -193,24 +143,42 @@ class Experiment:
 
     def train_step(self) -> Callable[[TrainState, dict], tuple[TrainState, dict]]:
         """The jitted step `(state, batch) -> (state, metrics)`; it takes over the buffers of the state."""
-        settings = self.settings
-        step = make_step(
+        jitted = self._shared("step", lambda: self._jit_steps(self._step()))
+        hyper = self._placed_hyperparameters()
+        return lambda state, batch: jitted(state, batch, hyper)
+
+    def train_steps(self, data: on_device.DeviceSet) -> Callable[[TrainState, int], tuple[TrainState, dict]]:
+        """The jitted `(state, count) -> (state, metrics)`: `count` steps at once on a set on the devices.
+
+        Metrics are arrays `[input.steps_per_dispatch]`, of which the first `count` entries mean something.
+        """
+        most = self.input.steps_per_dispatch
+        jitted = self._shared("steps", lambda: self._jit_steps(make_many(self._step(), most)))
+        hyper = self._placed_hyperparameters()
+        return lambda state, count: jitted(state, data, hyper, np.int32(count))
+
+    def _step(self) -> Callable:
+        ema = self.settings.ema
+        return make_step(
             self.task,
             self.optimizer,
             self.preprocess.device,
-            update_ema=optim.ema.create(**settings.ema) if settings.ema is not None else None,
-            accumulation=settings.grad_accum,
+            update_ema=optim.ema.create(**ema) if ema is not None else None,
+            accumulation=self.settings.grad_accum,
         )
+
+    def _jit_steps(self, function: Callable) -> Callable:
+        """Jits `(state, ...) -> (state, metrics)`."""
         placement = (state_placement(self.abstract_state), None)
         options = compiler.options(self.model)
-        jitted = self._shared("step", lambda: jax.jit(
-            step, donate_argnums=0, out_shardings=placement, compiler_options=options
-        ))  # fmt: skip
+        return jax.jit(function, donate_argnums=0, out_shardings=placement, compiler_options=options)
+
+    def _placed_hyperparameters(self) -> Hyperparameters:
+        """The hyperparameters, and what the task holds frozen, on all devices of all processes."""
         everywhere = jax.sharding.NamedSharding(self.mesh, jax.P())
-        # Put on all devices of all processes by jit: device_put serves those of this process alone.
+        # By jit: device_put serves the devices of this process alone.
         hyper = jax.jit(lambda hyper: hyper, out_shardings=everywhere)(self.hyperparameters)
-        hyper = hyper.replace(frozen=self.frozen)
-        return lambda state, batch: jitted(state, batch, hyper)
+        return hyper.replace(frozen=self.frozen)
 
     @functools.cached_property
     def frozen(self) -> Any:
@@ -267,8 +235,47 @@ class Experiment:
         """Whether the metrics of `step` are written: first, every so many, last."""
         return is_logged(step, self.hyperparameters)
 
+    def load_on_device(
+        self, tell: Callable[[str], None] = print
+    ) -> tuple[on_device.DeviceSet, on_device.Loaded]:
+        """Reads the training set and puts it on the devices, with what is to be known of its rows."""
+        rows = sharding.batch_sharding(self.mesh)
+        check_on_device(self.source, self.batch_spec, self.mesh, self.total_steps)
+        with blaming("config.input"):
+            loaded = on_device.load(
+                self.source,
+                self.preprocess.host,
+                self.batch_spec,
+                rows,
+                on_error=self.input.on_error,
+                workers=self.input.num_workers,
+                num_classes=self.num_classes,
+                tell=tell,
+            )
+        seed = shuffle.Seed.of(self.settings.seed)
+        return on_device.DeviceSet(loaded.arrays, seed, self.order, rows), loaded
+
+    @property
+    def set_spec(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """The training set by shape, as it would lie on the devices."""
+        rows = len(self.source)
+        return {
+            key: jax.ShapeDtypeStruct((rows, *leaf.shape[1:]), leaf.dtype)
+            for key, leaf in self.batch_spec.items()
+        }
+
+    @property
+    def order(self) -> on_device.Order:
+        """Which example of a set on the devices stands at which position of the stream."""
+        return on_device.Order(len(self.source), self.input.batch_size, self.input.repeats, self.input.passes)
+
     def batches(self, start_step: int) -> pipeline.BatchIterator:
         """This process's rows of the training batches from `start_step` on."""
+        if self.input.on_device:
+            raise UserError(
+                "config.input.on_device = True makes batches on the devices, where the host cannot see them: "
+                "set config.input.on_device = False."
+            )
         return pipeline.train_batches(
             self.source,
             self.preprocess.host,
@@ -281,6 +288,7 @@ class Experiment:
             process_index=jax.process_index(),
             process_count=jax.process_count(),
             repeats=self.input.repeats,
+            passes=self.input.passes,
             by_position=self.task.by_position,
         )
 
@@ -309,7 +317,7 @@ def build(config: ConfigDict, programs: dict[tuple[str, str], Callable] | None =
     with blaming("config.input"):
         source = open_source(data.data, data.split)
     num_classes = _num_classes(settings, source)
-    preprocess = parse_pp(data.pp, num_classes, "input.pp")
+    preprocess = parse_pp(data.pp, num_classes, "input.pp", on_device=data.on_device)
     batch_spec = first_batch_spec(source, preprocess, data, num_classes)
 
     sizes = data.sizes(source)
@@ -320,6 +328,8 @@ def build(config: ConfigDict, programs: dict[tuple[str, str], Callable] | None =
     student = _student(settings, data, source, preprocess, batch_spec, num_classes, total_steps)
     task = tasks.create(settings.task, model, student)
     batch_spec |= {key: rows.spec(data.batch_size) for key, rows in task.by_position.items()}
+    if data.on_device:
+        check_on_device(source, batch_spec, mesh, total_steps, by_position=task.by_position)
     with blaming("config.input.pp"):
         abstract_params = jax.eval_shape(
             lambda rng, batch: task.init(rng, preprocess.device(batch, rng))[0], jax.random.key(0), batch_spec
@@ -337,6 +347,19 @@ def build(config: ConfigDict, programs: dict[tuple[str, str], Callable] | None =
     if settings.model_init is not None:
         model_init.read(settings.model_init)
     return experiment
+
+
+def check_on_device(
+    source: Any, batch_spec: dict, mesh: Mesh, total_steps: int, by_position: Any = ()
+) -> None:
+    """Refuses what `config.input.on_device` cannot do: a set too large, a run too long, recorded logits."""
+    if by_position:
+        raise UserError(
+            "config.input.on_device = True does not go with config.task.teacher.logits, which are recorded "
+            "of the views that the host makes. Set config.input.on_device = False, or let the teacher run in "
+            "the step (config.task.teacher.weights)."
+        )
+    on_device.check(source, batch_spec, sharding.batch_sharding(mesh), steps=total_steps)
 
 
 def _num_classes(settings: Settings, source: Any) -> int:
@@ -358,7 +381,8 @@ def _student(
     """What a teacher has to know of the run."""
     with blaming("config.input.pp"):
         batch = jax.eval_shape(preprocess.device, batch_spec, jax.random.key(0))
-    stream = {f"input.{key}": value for key, value in dataclasses.asdict(data).items() if key != "workers"}
+    known = {key: value for key, value in dataclasses.asdict(data).items() if value is not None}
+    stream = {f"input.{key}": value for key, value in known.items() if key not in BESIDE_STREAM}
     stream["input.pp"] = fill_in(data.pp, num_classes)
     stream |= dict(seed=settings.seed, batch_size=data.batch_size, examples=len(source))
     return Student(
@@ -435,41 +459,6 @@ def check_best_metric(experiment: Experiment) -> None:
         )
 
 
-def parse_pp(text: str, num_classes: int, key: str) -> pp.Preprocess:
-    """Parses the preprocessing string of config key `key`, with the number of labels filled in."""
-    try:
-        return pp.parse(fill_in(text, num_classes))
-    except UserError as error:
-        raise UserError(f"config.{key}: {error}") from error
-
-
-def fill_in(value: Any, num_classes: int) -> Any:
-    """Puts the number of labels where preprocessing strings inside `value` say `{num_classes}`."""
-    if isinstance(value, dict):
-        return {key: fill_in(item, num_classes) for key, item in value.items()}
-    return value.replace("{num_classes}", str(num_classes)) if isinstance(value, str) else value
-
-
-def first_batch_spec(source: Any, preprocess: pp.Preprocess, data: Input, num_classes: int) -> dict:
-    """The shapes of a global batch, found by preprocessing the first example."""
-    if len(source) == 0:
-        raise UserError(f"the training source {source.name!r} holds no examples.")
-    example = pipeline.first_example(source, preprocess.host, on_error=data.on_error, num_classes=num_classes)
-    arrays = {key: value for key, value in example.items() if not key.startswith("_")}
-    odd = [key for key, value in arrays.items() if value.dtype.kind not in "uifb"]
-    if odd:
-        raise UserError(
-            f"config.input.pp leaves {odd[0]!r} as {arrays[odd[0]].dtype}, which no device can hold: "
-            "decode it, or drop it with keep('image', 'label')."
-        )
-    return {
-        key: jax.ShapeDtypeStruct(
-            (data.batch_size, *value.shape[1:]), jax.dtypes.canonicalize_dtype(value.dtype)
-        )
-        for key, value in arrays.items()
-    }
-
-
 def optimizer_section(config: ConfigDict) -> dict[str, Any]:
     """The top-level keys that `optim.create` reads."""
     keys = ("optax_name", "optax", "lr", "lr_base_batch", "lr_mults", "layer_decay", "wd", "wd_mults")
@@ -495,6 +484,7 @@ def _build_evaluator(experiment: Experiment, name: str, section: dict) -> tuple[
         workers=experiment.input.num_workers,
         on_error=experiment.input.on_error,
         loss=getattr(experiment.task, "loss_name", None),
+        on_device=experiment.input.on_device,
     )
     with blaming(f"config.evals.{name}"):
         evaluator = evaluators.create(name, section, context=context, defaults=defaults)

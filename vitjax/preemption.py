@@ -22,11 +22,12 @@ class Preempted:
                     break
 
     With `jax.distributed` all processes hear of it at the same later step, so that they save the same one;
-    every process must ask at every step. The old signal handlers come back on leaving the context.
+    every process must ask after the same steps. The old signal handlers come back on leaving the context.
     """
 
     def __init__(self):
         self._flag = threading.Event()
+        self._asked = 0
         # What the process is to exit with if it was told to stop: 128 and the signal, as shells say.
         self.exit_code = 128 + signal.SIGTERM
         self._old = {
@@ -37,7 +38,9 @@ class Preempted:
     def __call__(self, step: int) -> bool:
         """True if the run is to save its state of `step` and leave."""
         if jax.distributed.is_initialized():
-            return multihost_utils.reached_preemption_sync_point(step)
+            # It agrees on a number that is to come, so none may be left out, as steps are in one dispatch.
+            self._asked += 1
+            return multihost_utils.reached_preemption_sync_point(self._asked)
         return self._flag.is_set()
 
     def __enter__(self) -> "Preempted":

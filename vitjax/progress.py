@@ -73,19 +73,22 @@ class Progress:
         if self._first is None:
             self._first = self._mark = (step, active, waiting)
 
-    def report(self, step: int, values: Mapping[str, Any] | None = None) -> None:
+    def report(self, step: int, values: Mapping[str, Any] | None = None, *, done: int | None = None) -> None:
         """Takes stock at a logging step.
 
         Args:
           step: steps done.
           values: fetched scalars to show. `training_loss` or `loss` is shown as loss; the rest is left to the
             MetricWriter.
+          done: the last of the steps that are done, where `step` is one of several that were dispatched
+            together; all of them count as equally long.
         """
+        done = step if done is None else done
         values = values or {}
         loss = values.get("training_loss", values.get("loss"))
         self._loss = self._loss if loss is None else float(loss)
-        now = (step, *self._clock())
-        if self._mark is not None and step > self._mark[0]:
+        now = (done, *self._clock())
+        if self._mark is not None and done > self._mark[0]:
             steps, active, waiting = (b - a for a, b in zip(self._mark, now, strict=True))
             self._rate = steps * self._batch_size / active if active > 0 else math.nan
             self._share = waiting / active if active > 0 else math.nan

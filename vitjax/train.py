@@ -14,11 +14,10 @@ from clu import parameter_overview
 from ml_collections import ConfigDict
 
 from vitjax import experiment as experiment_lib
-from vitjax import files, sharding
+from vitjax import feeding, files
 from vitjax.analysis import report
 from vitjax.checkpoint import Checkpointer
 from vitjax.data import pp
-from vitjax.data.pipeline import BatchIterator
 from vitjax.errors import TrainingFailed, UserError
 from vitjax.experiment import Experiment
 from vitjax.metrics import MetricWriter, WallTime
@@ -53,9 +52,8 @@ def train(
             note_times(run, workdir, wall)
             main_process = jax.process_index() == 0
             writer = opened.enter_context(MetricWriter(workdir if main_process else None, start_step))
-            loader = opened.enter_context(contextlib.closing(run.batches(start_step)))
-            batches = sharding.prefetch(loader, run.mesh)
-            train_step = run.train_step()
+            tell = print if main_process else lambda line: None
+            feed = opened.enter_context(contextlib.closing(feeding.open_feed(run, start_step, wall, tell)))
         progress = opened.enter_context(
             Progress(
                 run.total_steps,
@@ -70,20 +68,20 @@ def train(
         if start_step:
             left = "" if start_step < run.total_steps else ": training is complete"
             progress.log(f"resumed from {workdir / CHECKPOINTS}{left}")
-        recorder = Recorder(run, writer, progress, wall, loader, workdir, checkpointer)
+        recorder = Recorder(run, writer, progress, wall, feed, workdir, checkpointer)
         save_every, keep_best = run.steps("ckpt", default=run.total_steps), run.best_metric
         step, leaving = start_step, False
 
         while step < run.total_steps and not leaving:
             with wall.phase("data wait"):
-                host_batch, batch = next(batches)
+                dispatch = feed.take(steps_left(run, step, save_every))
                 if recorder.devices_busy:  # the batch came in time: nobody waited for it
                     wall.charge_to("step")
             with wall.phase("step" if step > start_step else "compile"):
-                state, metrics = train_step(state, batch)
-            step += 1
+                state, metrics = feed.run(state, dispatch)
             with wall.phase("step"):
-                recorder.add(step, metrics, host_batch["_id"])
+                recorder.add(step, dispatch, metrics)
+            step += dispatch.count
 
             evaluators = [name for name, (every, _) in run.evaluators.items() if due(step, every, run)]
             leaving = stop(step)
@@ -115,7 +113,7 @@ def train(
 
 
 class Recorder:
-    """Reads back what the steps measured, two steps behind, so that the devices never wait for the host.
+    """Reads back what steps measured, two dispatches behind, so that the devices never wait for the host.
 
     Every loss is looked at; at logging steps the metrics are written and shown.
     """
@@ -128,24 +126,24 @@ class Recorder:
         writer: MetricWriter,
         progress: Progress,
         wall: WallTime,
-        loader: BatchIterator,
+        feed: Any,
         workdir: pathlib.Path,
         checkpointer: Checkpointer,
     ):
         self._run, self._writer, self._progress, self._wall = run, writer, progress, wall
-        self._loader, self._workdir, self._checkpointer = loader, workdir, checkpointer
+        self._feed, self._workdir, self._checkpointer = feed, workdir, checkpointer
         self._pending: collections.deque = collections.deque()
 
-    def add(self, step: int, metrics: dict[str, jax.Array], ids: np.ndarray) -> None:
-        """Takes the metrics of a step that was just handed to the devices."""
-        self._pending.append((step, metrics, ids))
+    def add(self, done: int, dispatch: feeding.Dispatch, metrics: dict[str, jax.Array]) -> None:
+        """Takes the metrics of the steps after `done` that were just handed to the devices."""
+        self._pending.append((done, dispatch, metrics))
         while len(self._pending) > self.LAG:
             self._record(*self._pending.popleft())
 
     @property
     def devices_busy(self) -> bool:
-        """Whether the devices are still at the step that was handed to them last."""
-        return bool(self._pending) and not self._pending[-1][1]["training_loss"].is_ready()
+        """Whether the devices are still at what was handed to them last."""
+        return bool(self._pending) and not self._pending[-1][2]["training_loss"].is_ready()
 
     def settle(self) -> None:
         """Waits for all steps so far. A state is saved or evaluated only after this has passed."""
@@ -159,16 +157,22 @@ class Recorder:
             self._progress.log("eval " + " ".join(f"{name} {value:.4g}" for name, value in results.items()))
         self._writer.flush()
 
-    def _record(self, step: int, metrics: dict[str, jax.Array], ids: np.ndarray) -> None:
-        logged = self._run.logged(step)
-        values = {name: float(value) for name, value in metrics.items() if logged or name in CHECKED}
-        bad = {name: value for name, value in values.items() if name in CHECKED and not math.isfinite(value)}
-        if bad:
-            raise self._failure(step, bad, ids)
-        self._progress.update(step)
-        if logged:
-            self._progress.report(step, values)
+    def _record(self, done: int, dispatch: feeding.Dispatch, metrics: dict[str, jax.Array]) -> None:
+        steps = range(done + 1, done + dispatch.count + 1)
+        logged = [step for step in steps if self._run.logged(step)]
+        wanted = {name: value for name, value in metrics.items() if logged or name in CHECKED}
+        # Scalars of one step, or arrays with an entry a step.
+        rows = {name: np.atleast_1d(value) for name, value in jax.device_get(wanted).items()}
+        of = lambda step: {name: float(row[step - steps[0]]) for name, row in rows.items()}
+        for step in steps:
+            bad = {name: x for name, x in of(step).items() if name in CHECKED and not math.isfinite(x)}
+            if bad:
+                raise self._failure(step, bad, dispatch.ids(step))
+        for step in logged:
+            values = of(step)
+            self._progress.report(step, values, done=steps[-1])
             self._writer.write(step, values | self._circumstances(step))
+        self._progress.update(steps[-1])
 
     def _circumstances(self, step: int) -> dict[str, float]:
         run, progress = self._run, self._progress
@@ -187,7 +191,7 @@ class Recorder:
             "examples_seen": seen,
             "epoch": seen / run.sizes["num_examples"],
             "progress": step / run.total_steps,
-            "data/skipped": self._loader.skipped,
+            "data/skipped": self._feed.skipped,
             "uptime": self._wall.total,
             "core_hours": self._wall.total * jax.device_count() / 3600,
             **{name: value for name, value in rates.items() if math.isfinite(value)},
@@ -207,6 +211,13 @@ class Recorder:
 
 
 CHECKED = ("training_loss", "l2_grads")
+
+
+def steps_left(run: Experiment, step: int, save_every: int | None) -> int:
+    """How many steps there are until something looks at the state: evaluation, saving, the end."""
+    intervals = {save_every, *(every for every, _ in run.evaluators.values())}
+    turns = (step - step % every + every for every in intervals if every)
+    return min([run.total_steps, *(turn for turn in turns if turn < run.total_steps)]) - step
 
 
 def due(step: int, every: int | None, run: Experiment) -> bool:

@@ -162,6 +162,33 @@ def make_step(
     return step
 
 
+def make_many(step: Callable, most: int) -> Callable[..., tuple[TrainState, dict]]:
+    """Returns `many(state, data, hyper, count) -> (state, metrics)`: 1 to `most` steps in one program.
+
+    `data.batch(data.indices(state.step))` makes the batches. Metrics are `[most]`, one entry a step, zero
+    beyond `count`, which is an argument: the body of the loop is compiled once, so results are bit for bit
+    the same however steps are divided into calls.
+    """
+
+    def many(state: TrainState, data: Any, hyper: Hyperparameters, count: Any) -> tuple[TrainState, dict]:
+        indices = data.indices(state.step)
+        metrics = jax.eval_shape(lambda: step(state, data.batch(indices), hyper)[1])
+        measured = jax.tree.map(lambda leaf: jnp.zeros((most, *leaf.shape), leaf.dtype), metrics)
+
+        def one(number: Any, carry: tuple) -> tuple:
+            # Indices are made one step ahead: in the same turn, the compiler would merge them with the
+            # look-up of pixels and make them anew for each pixel.
+            state, indices, measured = carry
+            ahead = data.indices(state.step + 1)
+            state, metrics = step(state, data.batch(indices), hyper)
+            return state, ahead, jax.tree.map(lambda all, new: all.at[number].set(new), measured, metrics)
+
+        state, _, measured = jax.lax.fori_loop(0, count, one, (state, indices, measured))
+        return state, measured
+
+    return many
+
+
 def _norm(tree: Any) -> jax.Array:
     """The Euclidean norm of all leaves together.
 

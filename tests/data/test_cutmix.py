@@ -151,6 +151,78 @@ def test_one_of_the_two():
         assert f"{share}:f32[]" in jaxpr, jaxpr
 
 
+@functools.cache
+def recipe():
+    """3000 batches of `cutmix_or_mixup`: the images' first channel `[3000, B, H, W]` and the labels."""
+    op = pp.parse("cutmix_or_mixup").device
+    images, labels = jax.jit(jax.vmap(lambda key: tuple(op(batch_of(), key).values())))(
+        jax.random.split(jax.random.key(3), 3000)
+    )
+    return np.asarray(images)[..., 0], np.asarray(labels)
+
+
+def test_cutmix_or_mixup_permutes_the_batch():
+    images, labels = recipe()
+    np.testing.assert_allclose(labels.sum(axis=-1), 1, rtol=1e-5)
+    np.testing.assert_allclose(  # labels and pixels say the same of who is there
+        images.mean(axis=(2, 3)), labels @ np.arange(SIZE), rtol=1e-4, atol=1e-4
+    )
+    partners = labels * (1 - np.eye(SIZE))
+    assert ((partners > 0).sum(axis=-1) <= 1).all() and ((partners > 0).sum(axis=-2) <= 1).all()
+    changed = (partners > 0).any(axis=(1, 2))
+    # In half of the batches, but for boxes without pixels: below sqrt(1 - lam) = 2 / 16, 1/64 of the boxes.
+    assert 0.5 - 0.25 / 64 - 5 * 0.5 / 3000**0.5 < changed.mean() < 0.5 + 5 * 0.5 / 3000**0.5
+    pairs = (partners > 0).sum(axis=0)[~np.eye(SIZE, dtype=bool)]
+    expected = changed.sum() / SIZE
+    assert np.abs(pairs - expected).max() < 5 * expected**0.5
+    shares = partners[changed].max(axis=-1)
+    for row in shares:
+        assert np.ptp(row[row > 0]) < 1e-6  # one lam a batch
+
+
+def test_cutmix_or_mixup_takes_either_with_a_uniform_lam():
+    images, labels = recipe()
+    partners = labels * (1 - np.eye(SIZE))
+    changed = (partners > 0).any(axis=(1, 2))
+    share = partners.max(axis=(1, 2))[changed]
+    pasted = (np.abs(images[changed] - np.round(images[changed])) < 1e-6).all(axis=(1, 2, 3))
+    assert abs(pasted.mean() - 0.5) < 5 * 0.5 / len(pasted) ** 0.5
+    np.testing.assert_allclose(np.quantile(share[~pasted], QUANTILES), QUANTILES, atol=0.06)
+    rng = np.random.default_rng(0)
+    drawn = cutmix.Draws(
+        rng.random(50_000), np.ones(50_000, bool), *(rng.integers(0, n, 50_000) for n in SHAPE)
+    )
+    expected = 1 - cutmix.box_of(drawn, SHAPE)[-1]
+    expected = expected[expected > 0]
+    np.testing.assert_allclose(
+        np.quantile(share[pasted], QUANTILES), np.quantile(expected, QUANTILES), atol=0.06
+    )
+
+
+def test_mixed_labels_give_the_loss_of_the_release():
+    """lam * L(y) + (1 - lam) * L(y of the partner), L with label smoothing, which is in the labels here."""
+    rng = np.random.default_rng(0)
+    logits, y, permutation = rng.normal(size=(6, 5)), rng.integers(0, 5, 6), rng.permutation(6)
+    log_p = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+
+    def smoothed_loss(y):
+        return -(0.9 * log_p[np.arange(6), y] + 0.1 * log_p.mean(axis=-1))
+
+    labels = pp.parse("onehot(5, on=0.92, off=0.02)").device({"labels": jnp.asarray(y)}, jax.random.key(0))
+    each = (np.full(6, 0.3), np.zeros(6, bool), np.zeros(6, int), np.zeros(6, int))
+    drawn = cutmix.Draws(*map(jnp.asarray, each))
+    _, mixed = cutmix.mix(jnp.zeros((6, 4, 4, 3)), labels["labels"], drawn, permutation=permutation)
+    expected = 0.3 * smoothed_loss(y) + 0.7 * smoothed_loss(y[permutation])
+    np.testing.assert_allclose(-(np.asarray(mixed) * log_p).sum(axis=-1), expected, rtol=1e-6)
+
+
+def test_permutations_stay_within_groups_and_take_odd_batches():
+    _, labels = mixed("groups=2, mixup=1, partner='permuted'", 1, 14)
+    assert not labels[:7, 7:].any() and not labels[7:, :7].any()
+    assert (np.diagonal(labels) < 1).any()
+    assert mixed("mixup=1, partner='permuted'", 0, 7)[0].shape[0] == 7
+
+
 def test_odd_boxes():
     drawn = cutmix.Draws(*(np.asarray([n]) for n in (0.75, True, 8, 9)))  # cut: half of 15 x 19, 7 x 9
     classic, whole = (
@@ -171,6 +243,7 @@ def test_keeps_dtypes_and_other_keys():
     ("axis_type", "arguments"),
     [
         (AxisType.Explicit, "groups=8"),
+        (AxisType.Explicit, "mixup=1, partner='permuted'"),
         (AxisType.Explicit, "groups=2, mode='elem'"),
         (AxisType.Auto, "groups=2, mode='elem'"),
     ],
@@ -197,11 +270,18 @@ def test_does_not_depend_on_the_number_of_devices(axis_type, arguments):
         ("mode='half'", "mode='half' must be one of batch, pair, elem"),
         ("box='odd'", "box='odd'"),
         ("groups=0", "groups=0"),
+        ("partner='random'", "partner='random' must be one of reversed, permuted"),
+        ("mode='pair', partner='permuted'", "needs partner"),
     ],
 )
 def test_what_is_refused(arguments, message):
     with pytest.raises(UserError, match=message):
         pp.parse(f"mixup_cutmix({arguments})")
+
+
+def test_cutmix_or_mixup_wants_a_probability():
+    with pytest.raises(UserError, match=r"p=1\.5 must be a probability"):
+        pp.parse("cutmix_or_mixup(1.5)")
 
 
 def test_batches_that_are_refused():

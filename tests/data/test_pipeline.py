@@ -1,5 +1,6 @@
 """The pipeline: batches are a pure function of (seed, step), and bad examples are named."""
 
+import itertools
 import os
 import pathlib
 import signal
@@ -220,6 +221,34 @@ def test_repeats_take_the_order_of_the_epoch(views, reference):
 )
 def test_rows_of_an_epoch(num_examples, batch_size, repeats, rows):
     assert examples_per_epoch(num_examples, batch_size=batch_size, repeats=repeats) == rows
+
+
+@pytest.mark.parametrize(("repeats", "passes"), [(1, 3), (3, 3), (3, 1)])
+def test_an_epoch_of_passes_is_fresh_permutations_in_whole_batches(repeats, passes):
+    size, batch = 20, 7
+    rows = size * passes // batch * batch
+    assert examples_per_epoch(size, batch_size=batch, repeats=repeats, passes=passes) == rows
+    options = dict(batch_size=batch, seed=1, repeats=repeats, passes=passes)
+    batches = take(train_batches(Tiny(size), keep, **options), 2 * rows // batch)
+    ids = np.concatenate([batch["_id"] for batch in batches])
+    epochs = ids.reshape(2, rows)
+    for epoch in epochs:
+        drawn = epoch[::repeats]  # one of each group of views
+        np.testing.assert_array_equal(epoch, np.repeat(drawn, repeats)[:rows])
+        orders = [drawn[start : start + size] for start in range(0, len(drawn), size)]
+        assert all(len(set(order.tolist())) == len(order) for order in orders)
+        assert all((a[: len(b)] != b).any() for a, b in itertools.pairwise(orders))
+    assert (epochs[0] != epochs[1]).any()  # what fills no batch is dropped: the second begins afresh
+    again = take(train_batches(Tiny(size), keep, start_step=1, **options), 2)
+    assert_same(again, batches[1:3])
+
+
+def test_the_epochs_of_the_small_data_recipe():
+    assert examples_per_epoch(50_000, batch_size=128, passes=3) == 1171 * 128
+    assert examples_per_epoch(50_000, batch_size=128, passes=3, repeats=3) == 1171 * 128
+    assert examples_per_epoch(73_257, batch_size=128, passes=3) == 1716 * 128
+    assert examples_per_epoch(100_000, batch_size=128, passes=3) == 2343 * 128
+    assert examples_per_epoch(3, batch_size=128, passes=3) == 9
 
 
 def test_hosts_and_restarts_do_not_change_repeated_views(views):

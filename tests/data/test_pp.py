@@ -1,10 +1,13 @@
 """The preprocessing language: parsing, the split into host and device, errors, plumbing ops."""
 
+import inspect
 import pickle
 import subprocess
 import sys
 import textwrap
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -238,3 +241,60 @@ def _key():
     import jax
 
     return jax.random.key(0)
+
+
+@pytest.fixture
+def twin():
+    """An op that inverts at random, with a form for the device."""
+
+    @pp.register("invert_some")
+    @pp.on_key("image")
+    def invert_some(p=0.5):
+        return lambda image, rng: 255 - image if rng.random() < p else image
+
+    @pp.register_on_device("invert_some")
+    @pp.on_key("image")
+    def invert_some_on_device(p=0.5):
+        def apply(images, rng):
+            chosen = jax.random.bernoulli(rng, p, (len(images), 1, 1, 1))
+            return jnp.where(chosen, 255 - images, images)
+
+        return apply
+
+    yield
+    pp._REGISTRY.pop("invert_some")
+    pp._ON_DEVICE.pop("invert_some")
+
+
+def test_on_device_the_host_keeps_only_what_has_no_form_for_the_device(twin):
+    """decode and resize run once; the op with a twin runs on the device, which the host would else run."""
+    string = "decode|resize(4)|invert_some(1.0)|value_range(0, 1)"
+    on_host, on_device = pp.parse(string), pp.parse(string, on_device=True)
+    assert (len(on_host.host.ops), len(on_host.device.ops)) == (3, 1)
+    assert (len(on_device.host.ops), len(on_device.device.ops)) == (2, 2)
+    images = np.arange(2 * 4 * 4 * 3, dtype=np.uint8).reshape(2, 4, 4, 3)
+    out = on_device.device({"image": jnp.asarray(images)}, jax.random.key(0))["image"]
+    np.testing.assert_allclose(out, (255 - images.astype(np.float32)) / 255, atol=1e-6)
+
+
+def test_on_device_parts_pickle(twin):
+    parsed = pickle.loads(pickle.dumps(pp.parse("decode|invert_some|value_range", on_device=True)))
+    assert (len(parsed.host.ops), len(parsed.device.ops)) == (1, 2)
+
+
+def test_on_device_an_op_that_draws_and_has_no_twin_is_refused_by_name():
+    with pytest.raises(UserError, match=r"'color_jitter\(0.4\)' draws.*on_device=False.*value_range"):
+        pp.parse("decode|color_jitter(0.4)|value_range", on_device=True)
+
+
+def test_on_device_an_op_that_draws_stays_behind_those_without_a_twin(twin):
+    with pytest.raises(UserError, match=r"'invert_some' draws.*'resize\(4\)'.*follows.*move 'resize\(4\)' b"):
+        pp.parse("decode|invert_some|resize(4)|value_range", on_device=True)
+
+
+def test_every_twin_takes_the_arguments_of_its_host_op():
+    pp.parse("decode")  # loads all ops
+    for name, factory in pp._ON_DEVICE.items():
+        mine = inspect.signature(factory).parameters
+        theirs = inspect.signature(pp._REGISTRY[name].factory).parameters
+        assert [(p.name, p.default) for p in mine.values()] == [(p.name, p.default) for p in theirs.values()]

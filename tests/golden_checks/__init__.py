@@ -1,5 +1,7 @@
 """Checks of golden files: which one a file needs is decided by the JSON `config` inside it.
 
+A file that is JSON itself is all config; a list of cases in it is taken as `{"cases": [...]}`.
+
 A family joins by a module in this folder that decorates its check with `@checks(...)`.
 """
 
@@ -29,9 +31,7 @@ def checks(matches: Callable[[dict[str, Any]], bool]):
 
 def run(path: pathlib.Path) -> None:
     """Checks one file. A file that no check claims fails: an unchecked golden proves nothing."""
-    with np.load(path) as file:
-        arrays = {key: file[key] for key in file.files}
-    config = json.loads(str(arrays.pop("config"))) if "config" in arrays else {}
+    config, arrays = read(path)
     found = [check for matches, check in _CHECKS if matches(config)]
     if not found:
         pytest.fail(
@@ -41,6 +41,16 @@ def run(path: pathlib.Path) -> None:
         )
     for check in found:
         check(config, arrays)
+
+
+def read(path: pathlib.Path) -> tuple[dict[str, Any], Arrays]:
+    """Returns the config and the arrays of a file."""
+    if path.suffix == ".json":
+        config = json.loads(path.read_text())
+        return (config if isinstance(config, dict) else {"cases": config}), {}
+    with np.load(path) as file:
+        arrays = {key: file[key] for key in file.files}
+    return (json.loads(str(arrays.pop("config"))) if "config" in arrays else {}), arrays
 
 
 def below(arrays: Arrays, prefix: str) -> Arrays:

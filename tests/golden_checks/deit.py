@@ -19,14 +19,14 @@ def check_distilled(config, arrays):
     check_training(model, arrays)
 
 
-def check_training(model, arrays):
+def check_training(model, arrays, table=None):
     """Each head has logits and a gradient of its own."""
     heads = {"logits_class": "train_logits", "logits_dist": "train_logits_dist"}
     cotangents = {ours: arrays[theirs.replace("logits", "cotangent")] for ours, theirs in heads.items()}
-    params, image = loaded(model, arrays)
+    params, image = loaded(model, arrays, table)
     loss = lambda out: sum(jnp.sum(out[name] * cotangents[name]) for name in heads)
     out, grads, _ = forward_and_gradient(model, params, image, loss, train=True)
     for ours, theirs in heads.items():
         compare_one(theirs, out[ours], arrays[theirs])
     np.testing.assert_array_equal(out["logits"], out["logits_class"])
-    compare_gradients(below(arrays, "grad_train/"), to_timm(grads))
+    compare_gradients(below(arrays, "grad_train/"), to_timm(grads, table=table))

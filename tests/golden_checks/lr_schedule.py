@@ -1,4 +1,4 @@
-"""The learning rates that DeiT trains with, epoch by epoch, and those of the schedule behind them."""
+"""The learning rates of DeiT, epoch by epoch, with the schedule behind them, and of the small data sets'."""
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +31,28 @@ def check_rates(config, arrays):
         # A schedule over steps is the same function of its clock, on time.
         by_step = schedules.create(total_steps=epochs, warmup_steps=case["warmup"], per="step", **options)
         compare(by_step, lr, arrays[f"{name}/schedule_at_t"])
+
+
+RATES = {"lr", "epochs", "warmup_epochs", "iters_per_epoch", "min_lr", "lr_used_at_iteration"}
+
+
+def has_rates_by_iteration(config):
+    cases = config.get("cases")
+    return isinstance(cases, list) and bool(cases) and all(set(case) >= RATES for case in cases)
+
+
+@checks(has_rates_by_iteration)
+def check_rates_by_iteration(config, arrays):
+    del arrays
+    for case in config["cases"]:
+        # As in configs/small_datasets.py: the warmup begins at the lowest rate.
+        schedule = schedules.create(
+            total_steps=case["epochs"] * case["iters_per_epoch"], batch_size=2,
+            num_examples=2 * case["iters_per_epoch"], lr=case["lr"], decay_type="timm_cosine", per="step",
+            warmup_prefix=True, warmup_lr=case["min_lr"], min_lr=case["min_lr"],
+            warmup_epochs=case["warmup_epochs"],
+        )  # fmt: skip
+        compare(schedule, case["lr"], np.asarray(case["lr_used_at_iteration"]))
 
 
 def compare(schedule, lr, rates):

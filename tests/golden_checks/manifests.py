@@ -11,6 +11,7 @@ import pytest
 from vitjax import models
 from vitjax.analysis.costs import multiply_accumulates
 from vitjax.layers.encoder import scan_to_loop
+from vitjax.weights import pit_names, swin_names
 from vitjax.weights.timm_cait_names import CAIT
 from vitjax.weights.timm_cnn_names import table_of
 from vitjax.weights.timm_names import to_timm
@@ -49,6 +50,30 @@ def convnet(name):
     return name if re.fullmatch(r"resnet\d+|(tf_)?efficientnet_b\d", name) else None
 
 
+def pyramid(name):
+    """Name, fields and table of names of our Swin or PiT for one of timm's; None if it is neither."""
+    if match := re.fullmatch(r"swin_(tiny|small|base|large)_patch(\d+)_window(\d+)_\d+", name):
+        fields = {"patch_size": int(match[2]), "window": int(match[3])}
+        return f"swin_{match[1][0]}", fields, swin_names.TIMM
+    if match := re.fullmatch(r"(pit_[a-z]+(_distilled)?)_\d+", name):
+        return match[1], {}, pit_names.TIMM_DISTILLED if match[2] else pit_names.TIMM
+    return None
+
+
+def check_pyramid(name, fields, table, manifest):
+    """Names, shapes and counts of parameters, and the arithmetic."""
+    model = models.create(name, num_classes=1000, **fields)
+    channels, height, width = manifest["input_size"]
+    image = jax.ShapeDtypeStruct((1, height, width, channels), np.float32)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), image)
+    views = jax.tree.map(lambda leaf: np.broadcast_to(np.int8(0), leaf.shape), shapes["params"])
+    state = to_timm(views, table=table)
+    assert {name: list(array.shape) for name, array in state.items()} == manifest["params"]
+    assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == manifest["num_params"]
+    macs = multiply_accumulates(lambda variables, image: model.apply(variables, image)[0], shapes, image)
+    assert round(macs / 1e9, 4) == manifest["gmacs"]
+
+
 def check_convnet(name, manifest):
     """Names, shapes and counts of parameters and statistics, and the arithmetic."""
     model = models.create(name, num_classes=1000)
@@ -74,6 +99,8 @@ def check(path: pathlib.Path) -> None:
     manifest = json.loads(path.read_text())
     if (name := convnet(manifest["model"])) is not None:
         return check_convnet(name, manifest)
+    if (found := pyramid(manifest["model"])) is not None:
+        return check_pyramid(*found, manifest)
     found = ours(manifest["model"])
     if found is None:
         pytest.fail(f"Nothing checks {path.name}: no model of vitjax is said to be it.", pytrace=False)

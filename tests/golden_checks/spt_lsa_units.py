@@ -18,8 +18,8 @@ from vitjax.weights.spt_lsa_names import attention, head_mixes, spt_pooling
 from vitjax.weights.timm_names import from_timm, to_timm
 
 
-def of_module(name):
-    return checks(lambda config: config.get("module") == name)
+def of_module(*names):
+    return checks(lambda config: config.get("module") in names)
 
 
 @of_module("PatchShifting")
@@ -48,7 +48,7 @@ def check_spt(config, arrays):
     compare_unit(apply, arrays, spt_pooling("x", "x"))
 
 
-@of_module("vit.Attention")
+@of_module("vit.Attention", "pit.Attention")
 def check_vit_attention(config, arrays):
     single = config["heads"] == 1 and config["dim_head"] == config["dim"]
     module = MultiHeadDotProductAttention(

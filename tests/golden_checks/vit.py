@@ -9,7 +9,9 @@ import numpy as np
 
 from golden_checks import below, checks
 from vitjax.models.vit import ViT
+from vitjax.weights.tables import heads_in
 from vitjax.weights.timm_names import from_timm, to_timm
+from vitjax.weights.tree import flatten
 
 # Share of max(1, max|reference|). PyTorch's own float32 error is up to 6e-6 on logits; ours here, 2e-6.
 FORWARD = 1e-5
@@ -70,11 +72,10 @@ def compare(model, arrays, table=None):
 
 def loaded(model, arrays, table=None):
     """The file's parameters, which have the model's own names and shapes, and its images."""
-    params = from_timm(
-        below(arrays, "param/"), num_heads=model.num_heads, **({"table": table} if table else {})
-    )
     image = jnp.asarray(arrays["input"].transpose(0, 2, 3, 1))
     shapes = jax.eval_shape(model.init, jax.random.key(0), image)["params"]
+    heads = heads_in({name: leaf.shape for name, leaf in flatten(shapes).items()})
+    params = from_timm(below(arrays, "param/"), num_heads=heads, **({"table": table} if table else {}))
     assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, shapes)
     return params, image
 

@@ -88,7 +88,7 @@ def test_statistics_are_asked_for_by_name_and_counters_are_left_out(tmp_path):
     safetensors.numpy.save_file(
         state | {"bn1.num_batches_tracked": np.int64([7])}, tmp_path / "b.safetensors"
     )
-    assert "1 counters" in load(tmp_path / "b.safetensors", abstract).report
+    assert "1 buffers" in load(tmp_path / "b.safetensors", abstract).report
     with pytest.raises(UserError, match=r"only in the file: .*block1/unit1/bn1/mean"):
         load(tmp_path / "a.safetensors", made["params"])
     del state["layer2.0.bn2.running_var"]

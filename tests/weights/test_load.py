@@ -346,7 +346,7 @@ def test_names_without_a_place(tmp_path, params):
         load(tmp_path / "a.safetensors", shapes())
     loaded = load(tmp_path / "a.safetensors", shapes(), dont_load=r"blocks\.0\..*proj_l.*")
     same(loaded.params, params)
-    assert "1 counters ('bn.num_batches_tracked')" in loaded.report
+    assert "1 buffers ('bn.num_batches_tracked')" in loaded.report
     with pytest.raises(UserError, match=r"of no family known here \(JAX, .*timm.*\): 'x', 'y'"):
         load(npz(tmp_path / "b.npz", {"x": np.ones(1), "y": np.ones(1)}), shapes())
 

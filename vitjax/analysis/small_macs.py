@@ -9,8 +9,8 @@ everywhere, a LayerNorm one for each number that it normalises; biases, softmax,
 and mask, and averages count nothing. Beyond that the authors' counters differ from what the networks compute,
 which `EXTRAS` follows, from the model's sizes:
 
-- ViT: the linear patch embedding counts for the class token, too; SPT does not.
-- ViT, PiT: the final norm counts for the class token alone.
+- ViT: the linear patch embedding counts for the class token, too; SPT does not. The final norm counts for the
+  class token alone.
 - CaiT: mixes of heads count nothing. Class layers count as if their norms and MLP ran over as many tokens as
   there are patches, and as if the class token had a key and a value.
 - PiT: the linear patch embedding counts as if patches had twice the side (those of the original PiT overlap);
@@ -103,8 +103,7 @@ def _cait(model: Any, params: Any, out: Any) -> int:
 def _pit(model: Any, params: Any, out: Any) -> int:
     del params
     patches = math.prod(out["stem"].shape[1:3])
-    seen_twice_as_far = (2 * 2 - 1) * patches * _embedding_of_a_patch(model, model.width[0])
-    return seen_twice_as_far - _final_norm_of_patches(out)
+    return (2 * 2 - 1) * patches * _embedding_of_a_patch(model, model.width[0])
 
 
 def _t2t(model: Any, params: Any, out: Any) -> int:

@@ -235,7 +235,7 @@ def sample_resized_crop(
     return (height - h) // 2, (width - w) // 2, h, w
 
 
-@register("central_crop")
+@register("central_crop", deterministic=True)
 @on_key("image")
 def central_crop(crop_size=None, rounding="down"):
     """Crops `crop_size` (a side, or `[height, width]`) from the middle; the largest square unless told.
@@ -251,7 +251,7 @@ def central_crop(crop_size=None, rounding="down"):
 
     def apply(image, rng):
         height, width = wanted or (min(image.shape[:2]),) * 2
-        _check_fits(image, height, width, "central_crop")
+        check_fits(image, height, width, "central_crop")
         y, x = half(image.shape[0] - height), half(image.shape[1] - width)
         return image[y : y + height, x : x + width]
 
@@ -273,7 +273,7 @@ def random_crop(crop_size, padding=0):
 
     def apply(image, rng):
         image = np.pad(image, [(padding,) * 2] * 2 + [(0, 0)]) if padding else image
-        _check_fits(image, height, width, "random_crop")
+        check_fits(image, height, width, "random_crop")
         y = int(rng.integers(image.shape[0] - height + 1))
         x = int(rng.integers(image.shape[1] - width + 1))
         return image[y : y + height, x : x + width]
@@ -281,7 +281,8 @@ def random_crop(crop_size, padding=0):
     return apply
 
 
-def _check_fits(image, height, width, op) -> None:
+def check_fits(image, height, width, op) -> None:
+    """Raises UserError unless the image has at least the size of the crop that `op` takes."""
     if image.shape[0] < height or image.shape[1] < width:
         raise UserError(
             f"{op} wants {height}x{width} pixels (height x width), but the image has "

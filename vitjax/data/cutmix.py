@@ -1,4 +1,4 @@
-"""Mixup (arXiv 1710.09412) and cutmix (arXiv 1905.04899) in turns, as timm mixes for DeiT, on the device."""
+"""Mixup (arXiv 1710.09412) and cutmix (arXiv 1905.04899) in turns, on the device, as timm mixes for DeiT."""
 
 from typing import Any, NamedTuple
 
@@ -12,6 +12,7 @@ from vitjax.errors import UserError
 
 _MODES = ("batch", "pair", "elem")
 _BOXES = ("classic", "ceil_odd")
+_PARTNERS = ("reversed", "permuted")
 
 
 @register("mixup_cutmix", device=True, whole_batch=True)
@@ -23,12 +24,13 @@ def mixup_cutmix(
     mode="batch",
     box="classic",
     groups=1,
+    partner="reversed",
     image="image",
     labels="labels",
 ):
     """Mixes each example i of B with example B - 1 - i, either all pixels (mixup) or those in a box (cutmix).
 
-    Mixup: `lam * x + (1 - lam) * reversed(x)` with lam ~ Beta(mixup, mixup). Cutmix pastes a box of about
+    Mixup: `lam * x + (1 - lam) * partner(x)` with lam ~ Beta(mixup, mixup). Cutmix pastes a box of about
     `1 - lam` of the area, lam ~ Beta(cutmix, cutmix), around a place drawn uniformly; lam then becomes what
     really was left. The labels are mixed by lam in either case. Label smoothing s over K classes comes
     before, by `onehot(K, on=1 - s + s / K, off=s / K)`.
@@ -45,6 +47,8 @@ def mixup_cutmix(
         groups: in how many equal parts, of consecutive examples, the global batch is divided first. Each is
             mixed as if it were a batch. DeiT draws once in each process: `groups` is then the number of its
             GPUs, 4 for Ti and S and 16 for B, however many devices there are here.
+        partner: "reversed" is B - 1 - i. "permuted" is drawn, a permutation of each group, which may leave an
+            example as its own partner.
         image: key of the images, floats `[B, H, W, C]`.
         labels: key of the labels, floats `[B, K]`.
     """
@@ -58,6 +62,11 @@ def mixup_cutmix(
         raise UserError(f"groups={groups!r} must be a whole number, 1 or more.")
     check_choice("mode", mode, _MODES)
     check_choice("box", box, _BOXES)
+    check_choice("partner", partner, _PARTNERS)
+    if (mode, partner) == ("pair", "permuted"):
+        raise UserError(
+            'mode="pair" needs partner="reversed": permuted examples are not each other\'s partners.'
+        )
     if mixup == cutmix == 0:
         return lambda batch, rng: batch
     switch = float(switch) if mixup and cutmix else float(cutmix > 0)
@@ -69,27 +78,69 @@ def mixup_cutmix(
         x = floats_of(batch, image, "mixup_cutmix")
         y = floats_of(batch, labels, "mixup_cutmix")
         size = len(x)
-        if size % (2 * groups):
+        parts = groups if partner == "permuted" else 2 * groups
+        if size % parts:
             raise UserError(
                 f"mixup_cutmix(groups={groups}) mixes pairs within each group: the batch size must be "
-                f"divisible by {2 * groups}, but it is {size}."
+                f"divisible by {parts}, but it is {size}."
             )
         draws = {"batch": groups, "pair": size // 2, "elem": size}[mode]
         keys = jax.random.split(rng, 5)
         take_cutmix = jax.random.bernoulli(keys[0], switch, (draws,))
-        alpha = jnp.where(take_cutmix, float(cutmix or 1), float(mixup or 1))
-        # A Beta variable is a ratio of Gamma variables, whose sampler jax.random.beta would compile twice.
-        log_gamma = jax.random.loggamma(keys[1], alpha, (2, draws))
-        lam = jax.nn.sigmoid(log_gamma[0] - log_gamma[1])
+        lam = _beta(keys[1], draws, take_cutmix, float(cutmix), float(mixup))
         lam = jnp.where(jax.random.bernoulli(keys[2], float(prob), (draws,)), lam, 1.0)
         centre_y = jax.random.randint(keys[3], (draws,), 0, x.shape[1])
         centre_x = jax.random.randint(keys[4], (draws,), 0, x.shape[2])
         drawn = Draws(lam, take_cutmix, centre_y, centre_x)
         drawn = Draws(*(for_each_example(value, size, mode, groups) for value in drawn))
-        x, y = mix(x, y, drawn, box, groups)
+        permutation = (
+            _permutation(jax.random.fold_in(rng, 5), size, groups) if partner == "permuted" else None
+        )
+        x, y = mix(x, y, drawn, box, groups, permutation)
         return {**batch, image: x, labels: y}
 
     return op
+
+
+@register("cutmix_or_mixup", device=True, whole_batch=True)
+def cutmix_or_mixup(p=0.5, image="image", labels="labels"):
+    """Mixes the whole batch with a permutation of itself, by cutmix or by mixup, each half of the time.
+
+    So "Vision Transformer for Small-Size Datasets" was trained (`aanna0701/SPT_LSA_ViT:main.py`): one lam ~
+    Beta(1, 1), one box and one permutation a batch. It is
+    `mixup_cutmix(mixup=1, prob=p, partner="permuted")`.
+
+    Args:
+        p: how probably the batch is mixed at all.
+        image: key of the images, floats `[B, H, W, C]`.
+        labels: key of the labels, floats `[B, K]`, after label smoothing. See `mixup_cutmix`.
+    """
+    if isinstance(p, bool) or not isinstance(p, int | float) or not 0 <= p <= 1:
+        raise UserError(f"p={p!r} must be a probability, 0 to 1.")
+    return mixup_cutmix(mixup=1.0, cutmix=1.0, prob=p, partner="permuted", image=image, labels=labels)
+
+
+def _beta(rng, draws: int, take_cutmix, cutmix: float, mixup: float):
+    """Draws from Beta(cutmix, cutmix) or Beta(mixup, mixup); 0 stands for a parameter that is never taken."""
+    import jax
+    import jax.numpy as jnp
+
+    if {cutmix, mixup} <= {0.0, 1.0}:  # the uniform distribution, without a sampler that rejects in a loop
+        return jax.random.uniform(rng, (draws,))
+    alpha = jnp.where(take_cutmix, cutmix or 1.0, mixup or 1.0)
+    # A Beta variable is a ratio of Gamma variables, whose sampler jax.random.beta would compile twice.
+    log_gamma = jax.random.loggamma(rng, alpha, (2, draws))
+    return jax.nn.sigmoid(log_gamma[0] - log_gamma[1])
+
+
+def _permutation(rng, size: int, groups: int):
+    """Draws a permutation of each group's examples: int32 `[size]`, indices into the batch."""
+    import jax
+    import jax.numpy as jnp
+
+    keys = jax.random.split(rng, groups)
+    within_group = jax.vmap(lambda key: jax.random.permutation(key, size // groups))(keys)
+    return (within_group + size // groups * jnp.arange(groups)[:, None]).reshape(size)
 
 
 class Draws(NamedTuple):
@@ -110,15 +161,20 @@ def for_each_example(value, size: int, mode: str, groups: int = 1):
     return value.reshape(groups, -1)[:, draw].reshape(size)
 
 
-def mix(x, y, drawn: Draws, box: str = "classic", groups: int = 1) -> tuple:
-    """Mixes images `[B, H, W, C]` and labels `[B, K]` by given draws. See `mixup_cutmix`."""
+def mix(x, y, drawn: Draws, box: str = "classic", groups: int = 1, permutation=None) -> tuple:
+    """Mixes images `[B, H, W, C]` and labels `[B, K]` by given draws. See `mixup_cutmix`.
+
+    With a `permutation`, int `[B]`, example i is mixed with `permutation[i]`, whatever the groups.
+    """
     import jax.numpy as jnp
 
     top, bottom, left, right, lam = box_of(drawn, x.shape[1:3], box)
 
     def mixed(x, share):
-        parts = x.reshape(groups, -1, *x.shape[1:])
-        partner = parts[:, ::-1].reshape(x.shape)
+        if permutation is None:
+            partner = x.reshape(groups, -1, *x.shape[1:])[:, ::-1].reshape(x.shape)
+        else:
+            partner = x[permutation]
         share = share.reshape(len(x), *share.shape[1:], *[1] * (x.ndim - share.ndim)).astype(x.dtype)
         return x * share + partner * (1 - share)
 

@@ -16,7 +16,7 @@ cv2.setNumThreads(1)
 JPEG_SIGNATURE = b"\xff\xd8\xff"
 
 
-@register("decode")
+@register("decode", deterministic=True)
 @on_key("image")
 def decode(channels=3, precise=True):
     """Decodes an image file to uint8 `[H, W, channels]`; an image that is decoded already passes.

@@ -14,7 +14,7 @@ from vitjax.data.value_scale import Rescaling, Scale
 from vitjax.errors import UserError
 
 
-@register("value_range", device=True)
+@register("value_range", device=True, deterministic=True)
 @on_key("image")
 def value_range(vmin=-1, vmax=1, in_min=0, in_max=255.0, clip_values=False):
     """Maps `[in_min, in_max]` affinely to `[vmin, vmax]`, in float32.
@@ -49,7 +49,7 @@ def _standardize(mean, std):
     )
 
 
-@register("vgg_value_range", device=True)
+@register("vgg_value_range", device=True, deterministic=True)
 @on_key("image")
 def vgg_value_range(
     mean=(0.485 * 255, 0.456 * 255, 0.406 * 255), std=(0.229 * 255, 0.224 * 255, 0.225 * 255)
@@ -58,7 +58,7 @@ def vgg_value_range(
     return _standardize(mean, std)
 
 
-@register("clip_value_range", device=True)
+@register("clip_value_range", device=True, deterministic=True)
 @on_key("image")
 def clip_value_range():
     """Like `vgg_value_range`, with the constants that CLIP models were trained with."""
@@ -66,7 +66,7 @@ def clip_value_range():
     return _standardize(mean, (0.26862954 * 255, 0.26130258 * 255, 0.27577711 * 255))
 
 
-@register("onehot", device=True)
+@register("onehot", device=True, deterministic=True)
 def onehot(depth, key="labels", key_result=None, multi=True, on=1.0, off=0.0):
     """One-hot encodes integer labels, in float32.
 
@@ -96,7 +96,7 @@ def onehot(depth, key="labels", key_result=None, multi=True, on=1.0, off=0.0):
     return op
 
 
-@register("keep", device=True)
+@register("keep", device=True, deterministic=True)
 def keep(*keys):
     """Keeps only the given keys, and those that begin with an underscore, which are the pipeline's."""
 
@@ -109,13 +109,13 @@ def keep(*keys):
     return op
 
 
-@register("drop", device=True)
+@register("drop", device=True, deterministic=True)
 def drop(*keys):
     """Drops the given keys. Keys that begin with an underscore, which are the pipeline's, stay."""
     return lambda batch, rng: {k: v for k, v in batch.items() if k not in keys or k.startswith("_")}
 
 
-@register("copy", device=True)
+@register("copy", device=True, deterministic=True)
 def copy(inkey, outkey):
     """Makes the value of `inkey` the value of `outkey` as well."""
     return KeyOp(lambda value, rng: value, inkey, outkey)

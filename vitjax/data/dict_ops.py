@@ -8,7 +8,7 @@ from vitjax.data.pp import on_key, register, value_of
 from vitjax.errors import UserError, nearest
 
 
-@register("concat")
+@register("concat", deterministic=True)
 def concat(inkeys, outkey=None, axis=-1):
     """Joins the arrays of `inkeys` along `axis` into `outkey`, the first of `inkeys` unless told."""
     inkeys = _keys(inkeys)
@@ -20,7 +20,7 @@ def concat(inkeys, outkey=None, axis=-1):
     return op
 
 
-@register("flatten")
+@register("flatten", deterministic=True)
 def flatten(keys=None):
     """Replaces nested dicts and lists by their leaves, named `outer/inner`; all keys unless told."""
     wanted = None if keys is None else _keys(keys)
@@ -44,14 +44,14 @@ def _leaves(name, value):
     return {key: leaf for part, inner in items for key, leaf in _leaves(f"{name}/{part}", inner).items()}
 
 
-@register("reshape")
+@register("reshape", deterministic=True)
 @on_key("image")
 def reshape(new_shape):
     """Reshapes an array; one entry of `new_shape` may be -1."""
     return lambda array, rng: np.reshape(array, new_shape)
 
 
-@register("squeeze_last_dim")
+@register("squeeze_last_dim", deterministic=True)
 @on_key("image")
 def squeeze_last_dim():
     """Drops the last axis, which must have length 1."""
@@ -61,7 +61,7 @@ def squeeze_last_dim():
 _PLACES = ("before", "after", "both")
 
 
-@register("pad_to_shape")
+@register("pad_to_shape", deterministic=True)
 @on_key("image")
 def pad_to_shape(shape, pad_value=0, where="after"):
     """Pads an array to `shape`.
@@ -86,7 +86,7 @@ def pad_to_shape(shape, pad_value=0, where="after"):
     return apply
 
 
-@register("setdefault")
+@register("setdefault", deterministic=True)
 def setdefault(key, value):
     """Sets `key` to `value` where it is missing or an empty array."""
     default = np.asarray(value)
@@ -102,7 +102,7 @@ def setdefault(key, value):
     return op
 
 
-@register("lookup")
+@register("lookup", deterministic=True)
 @on_key("image")
 def lookup(mapping, npzkey="fnames", sep=None):
     """Maps a string (or an array of them) to a number, int32; -1 where it is not known.

@@ -50,12 +50,13 @@ def train_batches(
     num_classes: int | None = None,
     repeats: int = 1,
     by_position: Mapping[str, Callable[[np.ndarray], np.ndarray]] | None = None,
+    passes: int | None = None,
 ) -> "BatchIterator":
     """Yields this process's rows of every training batch from `start_step` on, for ever.
 
-    Each epoch is shuffled anew; a batch may end one epoch and begin the next, but for `repeats` above 1 (see
-    `TrainRows`). The rows of all processes, one process after another, are the rows that a single process
-    would have had.
+    Each epoch is shuffled anew; a batch may end one epoch and begin the next, but for `repeats` above 1 and
+    with `passes` (see `TrainRows`). The rows of all processes, one process after another, are the rows that a
+    single process would have had.
 
     Args:
       source: the examples.
@@ -72,6 +73,7 @@ def train_batches(
       repeats: views of each example, one after another, each with random numbers of its own.
       by_position: further entries of a batch, as functions of the stream positions int64 `[B]` of its rows;
         row b of the batch of step s is at position s * batch_size + b.
+      passes: makes an epoch of so many rows for each example, in whole batches; see `examples_per_epoch`.
 
     Returns:
       An iterator over dicts of arrays, example axis first, with `_id` int64 `[B]`: the index in `source`.
@@ -81,7 +83,7 @@ def train_batches(
         range and images that do not stack.
     """
     local = _local(batch_size, process_index, process_count)
-    rows = TrainRows(len(source), local, batch_size, seed, repeats)
+    rows = TrainRows(len(source), local, batch_size, seed, repeats, passes)
     make = BatchMaker(
         source, host_fn, rows, seed, on_error, num_classes or source.num_classes, by_position or {}
     )
@@ -114,6 +116,26 @@ def eval_batches(
     return BatchIterator(make, 0, -(-len(source) // batch_size), workers)
 
 
+def each_once(
+    source: Source,
+    host_fn: HostFn,
+    start: int,
+    stop: int,
+    *,
+    chunk: int,
+    workers: int = 0,
+    on_error: str = "raise",
+    num_classes: int,
+) -> "BatchIterator":
+    """Yields examples `[start, stop)` in order, `chunk` at a time and the rest at last; nothing is padded.
+
+    Arguments are those of `train_batches`; with `on_error="skip"` another example takes the place of a broken
+    one, as there, whatever the seed of the run.
+    """
+    make = BatchMaker(source, host_fn, ChunkRows(start, stop, chunk), 0, on_error, num_classes)
+    return BatchIterator(make, 0, -(-(stop - start) // chunk), workers)
+
+
 def first_example(
     source: Source, host_fn: HostFn, *, on_error: str, num_classes: int
 ) -> dict[str, np.ndarray]:
@@ -139,7 +161,9 @@ def _local(batch_size: int, process_index: int, process_count: int) -> slice:
     return slice(process_index * size, (process_index + 1) * size)
 
 
-def examples_per_epoch(num_examples: int, *, batch_size: int, repeats: int = 1) -> int:
+def examples_per_epoch(
+    num_examples: int, *, batch_size: int, repeats: int = 1, passes: int | None = None
+) -> int:
     """Returns how many rows of the stream an epoch is.
 
     With `repeats` 1 it is every example once. Repeated augmentation keeps an epoch as long as that, not
@@ -147,11 +171,29 @@ def examples_per_epoch(num_examples: int, *, batch_size: int, repeats: int = 1) 
     num_examples where that is 0, as timm 1.x), less those that fill no batch, as DeiT's loader drops them; an
     epoch that is less than one batch is left as it is. Only ceil(rows / repeats) different examples occur in
     it, a random third for `repeats` 3: 427,008 of the 1,281,167 of ImageNet at batch 1024, in 1,251 steps.
+
+    With `passes`, an epoch is passes * num_examples rows less those that fill no batch, whatever `repeats`
+    is, as in the sampler of MultiGrain (arXiv 1902.05509), where it is `len_factor`. So 3 passes of CIFAR's
+    50,000 images at batch 128 are 1,171 steps; with `repeats` 3 as well, they are three views of each image.
     """
-    if repeats == 1:
+    if passes is None and repeats == 1:
         return num_examples
-    rows = num_examples // 256 * 256 or num_examples
+    rows = num_examples * passes if passes else num_examples // 256 * 256 or num_examples
     return rows // batch_size * batch_size or rows
+
+
+def shuffle_and_place(
+    positions: Any, num_examples: int, batch_size: int, repeats: int = 1, passes: int | None = None
+) -> tuple[Any, Any]:
+    """Returns of stream positions which shuffle of the examples each is in, and which place in it.
+
+    Arrays of whole numbers of any kind, NumPy's or jax's; the others are arguments of `examples_per_epoch`.
+    """
+    rows = examples_per_epoch(num_examples, batch_size=batch_size, repeats=repeats, passes=passes)
+    epochs, places = positions // rows, positions % rows // repeats
+    if passes is None:
+        return epochs, places
+    return epochs * passes + places // num_examples, places % num_examples
 
 
 @dataclasses.dataclass
@@ -164,6 +206,8 @@ class TrainRows:
     There the views of an example fall to different processes; here they are neighbouring rows, so an op that
     mixes row i with row B - 1 - i mixes views of one example in the middle of the batch only. The order of
     DeiT's epochs depends on the epoch alone, ours on the seed as well.
+
+    With `passes`, an epoch goes through one fresh permutation after another until its rows are full.
     """
 
     num_examples: int
@@ -171,29 +215,28 @@ class TrainRows:
     batch_size: int
     seed: int
     repeats: int = 1
+    passes: int | None = None
 
     def __call__(self, step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
         """Returns stream positions int64 `[B]`, indices into the source int64 `[B]`, and no mask."""
         first = step * self.batch_size
         positions = np.arange(first + self.local.start, first + self.local.stop)
-        epochs, places = np.divmod(positions, self._examples_per_epoch)
+        shuffles, places = shuffle_and_place(
+            positions, self.num_examples, self.batch_size, self.repeats, self.passes
+        )
         indices = np.empty_like(positions)
-        for epoch in np.unique(epochs):
-            now = epochs == epoch
-            order = _permutation(self.seed, int(epoch), self.num_examples)
-            indices[now] = order[places[now] // self.repeats]
+        for shuffle in np.unique(shuffles):
+            now = shuffles == shuffle
+            order = _permutation(self.seed, int(shuffle), self.num_examples)
+            indices[now] = order[places[now]]
         return positions, indices, None
-
-    @property
-    def _examples_per_epoch(self) -> int:
-        return examples_per_epoch(self.num_examples, batch_size=self.batch_size, repeats=self.repeats)
 
 
 @functools.lru_cache(maxsize=4)  # the epochs that end and begin, for two streams
-def _permutation(seed: int, epoch: int, num_examples: int) -> np.ndarray:
-    """The order of one epoch. A whole permutation is 80 ms and 5 MB for ImageNet-1k, once an epoch."""
+def _permutation(seed: int, number: int, num_examples: int) -> np.ndarray:
+    """The order of one epoch, or of one of its passes: 80 ms and 5 MB for ImageNet-1k, once an epoch."""
     kind = np.uint32 if num_examples < 2**32 else np.uint64
-    return np.random.default_rng([seed, epoch]).permutation(np.arange(num_examples, dtype=kind))
+    return np.random.default_rng([seed, number]).permutation(np.arange(num_examples, dtype=kind))
 
 
 @dataclasses.dataclass
@@ -210,6 +253,21 @@ class EvalRows:
         positions = np.arange(first + self.local.start, first + self.local.stop)
         # Padding repeats the last example, so that it has the right shapes.
         return positions, np.minimum(positions, self.num_examples - 1), positions < self.num_examples
+
+
+@dataclasses.dataclass
+class ChunkRows:
+    """Which examples chunk `step` of the examples `[start, stop)` consists of."""
+
+    start: int
+    stop: int
+    chunk: int
+
+    def __call__(self, step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        """Returns positions and indices, which are the same, int64 `[B]`, and no mask."""
+        first = self.start + step * self.chunk
+        indices = np.arange(first, min(first + self.chunk, self.stop))
+        return indices, indices, None
 
 
 class ExampleRandom:
@@ -244,7 +302,7 @@ class BatchMaker:
 
     source: Source
     host_fn: HostFn
-    rows: TrainRows | EvalRows
+    rows: TrainRows | EvalRows | ChunkRows
     seed: int
     on_error: str
     num_classes: int
@@ -275,7 +333,7 @@ class BatchMaker:
                     mask[row] = False
         batch = stack(examples)
         batch |= {key: rows(positions) for key, rows in self.by_position.items()}
-        batch["_id"] = ids if mask is None else np.where(positions < self.rows.num_examples, ids, -1)
+        batch["_id"] = ids if mask is None else np.where(positions < len(self.source), ids, -1)
         if mask is not None:
             batch["_mask"] = mask
         return batch, skipped

@@ -13,6 +13,17 @@ An op is a factory, registered by name, whose signature is the schema of its arg
             return image[:, ::-1] if rng.random() < 0.5 else image
         return apply
 
+With `parse(string, on_device=True)`, for a set that lives on the device, all but a deterministic beginning of
+the string (`decode`, `resize`) runs there. A host op can do so once it has a twin, which `register_on_device`
+registers under the same name:
+
+    @register_on_device("flip_lr")
+    @on_key("image")
+    def flip_lr():
+        def apply(images, rng):  # uint8 [B, H, W, C] and a jax key
+            ...
+        return apply
+
 This module imports neither jax nor any image library: jax is not needed by the processes that load data, and
 the ops are loaded when the first string is parsed.
 """
@@ -38,24 +49,29 @@ _OP_MODULES = (
     "crop_ops",
     "randaug",
     "timm_randaug",
+    "autoaugment",
     "color_ops",
     "dict_ops",
     "device_ops",
     "random_erasing",
     "cutmix",
+    "device_augment",
 )
 
 
 class _Entry(NamedTuple):
+    name: str
     factory: Callable[..., Op]
     device: bool
     whole_batch: bool
+    deterministic: bool
 
 
 _REGISTRY: dict[str, _Entry] = {}
+_ON_DEVICE: dict[str, Callable[..., Op]] = {}
 
 
-def register(name: str, *, device: bool = False, whole_batch: bool = False):
+def register(name: str, *, device: bool = False, whole_batch: bool = False, deterministic: bool = False):
     """Registers the decorated factory of an op under `name`.
 
     Args:
@@ -63,12 +79,30 @@ def register(name: str, *, device: bool = False, whole_batch: bool = False):
         device: the op takes a batch (arrays with the example axis first, numpy or jax) and is traceable.
             Where a host op follows, it is given a batch of one on the host.
         whole_batch: a device op that mixes examples, which therefore cannot run on the host.
+        deterministic: the op draws nothing, so that it can be applied once for all epochs.
     """
 
     def decorate(factory):
         if name in _REGISTRY:
             raise ValueError(f"A preprocessing op named {name!r} is registered already.")
-        _REGISTRY[name] = _Entry(factory, device, whole_batch)
+        _REGISTRY[name] = _Entry(name, factory, device, whole_batch, deterministic)
+        return factory
+
+    return decorate
+
+
+def register_on_device(name: str):
+    """Registers the decorated factory as the twin on the device of the host op `name`.
+
+    It takes the same arguments. Its ops take a batch of jax arrays and a jax key, are traceable, draw for
+    each example from the distribution of the host op, and leave uint8 as uint8. What it cannot do there it
+    refuses by a UserError.
+    """
+
+    def decorate(factory):
+        if name in _ON_DEVICE:
+            raise ValueError(f"A preprocessing op named {name!r} is registered on the device already.")
+        _ON_DEVICE[name] = factory
         return factory
 
     return decorate
@@ -127,13 +161,26 @@ class Step(NamedTuple):
     op: Op
     device: bool
     whole_batch: bool
+    deterministic: bool
+    twin: Op | None = None
+    """What does the same on the device, for a host op that has such a form."""
+
+    @property
+    def runs_on_device(self) -> bool:
+        """Whether the op can run on the device, as it is or as its twin."""
+        return self.device or self.twin is not None
+
+    @property
+    def device_op(self) -> Op:
+        """The op as it runs on the device."""
+        return self.op if self.twin is None else self.twin
 
 
 class HostOps:
     """The host's part: `host(example, rng) -> example`. Pickles as its string, for workers to rebuild."""
 
-    def __init__(self, string: str, steps: list[Step]):
-        self.string = string
+    def __init__(self, string: str, steps: list[Step], on_device: bool = False):
+        self.string, self._on_device = string, on_device
         self.ops = [_on_one_example(step.op) if step.device else step.op for step in steps]
 
     def __call__(self, example: Example, rng: np.random.Generator) -> Example:
@@ -144,7 +191,7 @@ class HostOps:
         return example
 
     def __reduce__(self):
-        return _host_part, (self.string,)
+        return _host_part, (self.string, self._on_device)
 
     def __repr__(self):
         return f"HostOps({self.string!r})"
@@ -153,9 +200,9 @@ class HostOps:
 class DeviceOps:
     """The device's part: `device(batch, rng) -> batch`, traceable. Each op has its own random stream."""
 
-    def __init__(self, string: str, steps: list[Step]):
-        self.string = string
-        self.ops = [step.op for step in steps]
+    def __init__(self, string: str, steps: list[Step], on_device: bool = False):
+        self.string, self._on_device = string, on_device
+        self.ops = [step.device_op for step in steps]
 
     def __call__(self, batch: Example, rng) -> Example:
         """Applies the ops in order; `rng` is a jax key."""
@@ -167,7 +214,7 @@ class DeviceOps:
         return batch
 
     def __reduce__(self):
-        return _device_part, (self.string,)
+        return _device_part, (self.string, self._on_device)
 
     def __repr__(self):
         return f"DeviceOps({self.string!r})"
@@ -180,21 +227,28 @@ class Preprocess(NamedTuple):
     device: DeviceOps
 
 
-def parse(string: str | None) -> Preprocess:
+def parse(string: str | None, *, on_device: bool = False) -> Preprocess:
     """Parses a preprocessing string into its host part and its device part.
+
+    Args:
+        string: the ops.
+        on_device: for a set that lives on the device: the host part is applied once to each example, so it
+            ends with the last op that has no form for the device, and must be deterministic.
 
     Raises:
         UserError: the syntax, an op's name or an argument is wrong; or an op on the whole batch, such as
-            `mixup`, stands before an op that runs on the host.
+            `mixup`, stands before an op that runs on the host; or, with `on_device`, an op that draws does.
     """
     string = string or ""
     if not isinstance(string, str):
         raise UserError(
             f"A preprocessing string must be a string such as 'decode|resize(224)', not {string!r}."
         )
-    steps = [_build(piece.strip(), string) for piece in _split(string) if piece.strip()]
+    steps = [_build(piece.strip(), string, on_device) for piece in _split(string) if piece.strip()]
     first_device = len(steps)
-    while first_device and steps[first_device - 1].device:
+    while first_device and (
+        steps[first_device - 1].runs_on_device if on_device else steps[first_device - 1].device
+    ):
         first_device -= 1
     for step in steps[:first_device]:
         if step.whole_batch:
@@ -203,15 +257,36 @@ def parse(string: str | None) -> Preprocess:
                 f"device, but {steps[first_device - 1].text!r}, which runs on the host, follows. Move "
                 f"{step.text!r} to the end."
             )
-    return Preprocess(HostOps(string, steps[:first_device]), DeviceOps(string, steps[first_device:]))
+        if on_device and not step.deterministic:
+            raise _not_on_device(step, steps[first_device - 1], string)
+    return Preprocess(
+        HostOps(string, steps[:first_device], on_device), DeviceOps(string, steps[first_device:], on_device)
+    )
 
 
-def _host_part(string: str) -> HostOps:
-    return parse(string).host
+def _not_on_device(step: Step, last: Step, string: str) -> UserError:
+    """What to say of an op that draws, where the host would apply it once for all epochs."""
+    if not step.runs_on_device:
+        why = f"{step.text!r} draws for each view, but has no form for the device"
+        names = sorted({name for name, entry in _REGISTRY.items() if entry.device} | set(_ON_DEVICE))
+        other = f" or use ops that have one: {', '.join(names)}"
+    else:
+        why = (
+            f"{step.text!r} draws for each view, but {last.text!r} follows, which has no form for the device"
+        )
+        other = f" or move {last.text!r} before {step.text!r}"
+    return UserError(
+        f"In the preprocessing string {string!r}, {why}. Read this set on the host with "
+        f"config.input.on_device=False,{other}."
+    )
 
 
-def _device_part(string: str) -> DeviceOps:
-    return parse(string).device
+def _host_part(string: str, on_device: bool) -> HostOps:
+    return parse(string, on_device=on_device).host
+
+
+def _device_part(string: str, on_device: bool) -> DeviceOps:
+    return parse(string, on_device=on_device).device
 
 
 def _split(string: str) -> Iterator[str]:
@@ -231,15 +306,17 @@ def _split(string: str) -> Iterator[str]:
     yield string[start:]
 
 
-def _build(piece: str, string: str) -> Step:
+def _build(piece: str, string: str, on_device: bool) -> Step:
     name, args, kwargs = _parse_call(piece, string)
     entry = _lookup(name, string)
     _check_arguments(name, entry.factory, args, kwargs, piece)
+    twin = _ON_DEVICE.get(entry.name) if on_device else None
     try:
         op = entry.factory(*args, **kwargs)
+        device_op = twin and twin(*args, **kwargs)
     except (UserError, TypeError, ValueError) as err:
         raise UserError(f"In the preprocessing op {piece!r}: {err}") from err
-    return Step(piece, op, entry.device, entry.whole_batch)
+    return Step(piece, op, entry.device, entry.whole_batch, entry.deterministic, device_op)
 
 
 def _parse_call(piece: str, string: str) -> tuple[str, list, dict]:

@@ -16,7 +16,7 @@ from vitjax.data.pp import on_key, register
 from vitjax.errors import UserError, nearest
 
 
-@register("resize")
+@register("resize", deterministic=True)
 @on_key("image")
 def resize(size, method="bilinear", antialias=False):
     """Resizes to `size`, a side or `[height, width]`, whatever the aspect ratio.
@@ -35,7 +35,7 @@ def resize(size, method="bilinear", antialias=False):
     return lambda image, rng: resize_image(image, height, width, method, antialias)
 
 
-@register("resize_small")
+@register("resize_small", deterministic=True)
 @on_key("image")
 def resize_small(smaller_size, method="area", antialias=False, rounding="nearest"):
     """Resizes so that the short side is `smaller_size` pixels, keeping the aspect ratio. See `resize`.
@@ -60,7 +60,7 @@ def resize_small(smaller_size, method="area", antialias=False, rounding="nearest
     return apply
 
 
-@register("resize_long")
+@register("resize_long", deterministic=True)
 @on_key("image")
 def resize_long(longer_size, method="area", antialias=True):
     """Resizes so that the long side is `longer_size` pixels, keeping the aspect ratio. See `resize`."""

@@ -16,12 +16,12 @@ from vitjax.data.randaug import check_is_rgb, equalize, invert, solarize, solari
 from vitjax.errors import UserError
 
 Image = np.ndarray
-_IMAGENET_MEAN = (124, 116, 104)
+IMAGENET_MEAN = (124, 116, 104)
 
 
 @register("timm_randaug")
 @on_key("image")
-def timm_randaug(config="rand-m9-mstd0.5-inc1", fill=_IMAGENET_MEAN):
+def timm_randaug(config="rand-m9-mstd0.5-inc1", fill=IMAGENET_MEAN):
     """Applies ops drawn from 15, with replacement, at magnitudes drawn around a mean; see `OPS`.
 
     Args:
@@ -130,7 +130,7 @@ class _Op(NamedTuple):
     apply: Callable[[Image, Any, tuple[int, int, int]], Image]
 
 
-def apply_op(name: str, image: Image, argument: float | None, fill=_IMAGENET_MEAN) -> Image:
+def apply_op(name: str, image: Image, argument: float | None, fill=IMAGENET_MEAN) -> Image:
     """Applies one op of `OPS`, with the argument that its `argument(magnitude, sign)` gives."""
     return OPS[name].apply(image, argument, fill)
 

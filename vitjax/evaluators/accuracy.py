@@ -42,6 +42,7 @@ class Accuracy:
         on_error: str = "raise",
         label_key: str = "labels",
         use_ema: bool = False,
+        on_device: bool = False,
     ):
         """Opens the split and prepares the jitted steps.
 
@@ -56,6 +57,8 @@ class Accuracy:
           on_error: `raise` stops at a broken image, `skip` leaves it out and yields `skipped`, their number.
           label_key: the dense labels in a preprocessed batch.
           use_ema: evaluate the averaged parameters.
+          on_device: keep the split in the devices' memory after the first pass; as `config.input.on_device`
+            unless given.
         """
         self.task, self.label_key, self.use_ema = context.task, label_key, use_ema
         self.loss, self.loss_fn = loss, losses.get(loss)
@@ -67,6 +70,7 @@ class Accuracy:
             batch_size=batch_size,
             workers=workers,
             on_error=on_error,
+            on_device=on_device,
         )
         self._sums_step = inputs.replicated_jit(self._sums, context)
         self._answers_step = inputs.replicated_jit(self._answers, context)

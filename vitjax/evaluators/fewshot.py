@@ -38,6 +38,7 @@ class FewShot:
         label_key: str = "label",
         workers: int = 0,
         use_ema: bool = False,
+        on_device: bool = False,
     ):
         """Opens all splits.
 
@@ -53,6 +54,8 @@ class FewShot:
           label_key: the class number in a preprocessed batch, int `[B]`.
           workers: processes that decode; 0 for threads of this one.
           use_ema: evaluate the averaged parameters.
+          on_device: keep the images in the devices' memory after the first pass; as `config.input.on_device`
+            unless given.
         """
         if not shots or any(not _is_number(k) or k < 1 or k % 1 for k in shots):
             raise errors.UserError(
@@ -73,7 +76,13 @@ class FewShot:
             data, *splits = datasets[name]
             opened = [
                 inputs.EvalInput(
-                    context, data=data, split=split, pp=pp, batch_size=batch_size, workers=workers
+                    context,
+                    data=data,
+                    split=split,
+                    pp=pp,
+                    batch_size=batch_size,
+                    workers=workers,
+                    on_device=on_device,
                 )
                 for split in splits
             ]

@@ -11,6 +11,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from vitjax import errors
+from vitjax.data.device_memory import check_fits
 from vitjax.evaluators import Context
 
 
@@ -27,9 +28,12 @@ class EvalInput:
         batch_size: int,
         workers: int = 0,
         on_error: str = "raise",
+        on_device: bool = False,
     ):
         """Opens the split; `batch_size` is rounded up to what the devices can share evenly.
 
+        With `on_device` the batches stay in the devices' memory after the first pass, as they are before the
+        device part of the preprocessing. Examples are preprocessed alike in every pass, so nothing changes.
         `skipped` counts the broken examples that the last pass masked out here (`on_error="skip"`).
         """
         if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
@@ -41,6 +45,7 @@ class EvalInput:
         self.preprocess = _parse(pp)
         self.mesh, self.progress, self.workers = context.mesh, context.progress, workers
         self.on_error, self.skipped = on_error, 0
+        self._keep, self._kept = on_device, list[dict[str, jax.Array]]()
         self.compiler_options = context.compiler_options
         axes = context.mesh.axis_names
         self.sharding = context.batch_sharding or NamedSharding(
@@ -53,6 +58,15 @@ class EvalInput:
     def batches(self) -> Generator[dict[str, jax.Array]]:
         """Yields global batches on the mesh, with `_mask` bool `[B]` and `_id` int32 `[B]`."""
         total = -(-len(self.source) // self.batch_size)
+        with self._make() if len(self._kept) < total else contextlib.nullcontext(self._kept) as batches:
+            for done, batch in enumerate(batches, 1):
+                yield batch
+                if self.progress:
+                    self.progress(done, total)
+
+    @contextlib.contextmanager
+    def _make(self) -> Iterator[Iterable[dict[str, jax.Array]]]:
+        """The batches from the host; these threads and processes end with the context."""
         batches = _eval_batches(
             self.source,
             self.preprocess.host,
@@ -62,16 +76,25 @@ class EvalInput:
             process_index=jax.process_index(),
             process_count=jax.process_count(),
         )
+        self._kept = []
         try:
-            for done, batch in enumerate(batches, 1):
-                rows = {key: value for key, value in batch.items() if not key.startswith("_")}
-                rows |= {"_mask": batch["_mask"], "_id": batch["_id"].astype(np.int32)}
-                yield {k: jax.make_array_from_process_local_data(self.sharding, v) for k, v in rows.items()}
-                if self.progress:
-                    self.progress(done, total)
+            yield (self._put(batch) for batch in batches)
         finally:
             self.skipped = getattr(batches, "skipped", 0)
             batches.close()
+
+    def _put(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+        """Puts this process's rows of a batch on the mesh, where they stay if they are to."""
+        rows = {key: value for key, value in batch.items() if not key.startswith("_")}
+        rows |= {"_mask": batch["_mask"], "_id": batch["_id"].astype(np.int32)}
+        if self._keep and not self._kept:
+            remedy = "Let the host send it in every pass with on_device=False."
+            size = -(-len(self.source) // self.batch_size) * self.batch_size
+            check_fits(self.name, size, rows, self.sharding, remedy)
+        placed = {k: jax.make_array_from_process_local_data(self.sharding, v) for k, v in rows.items()}
+        if self._keep:
+            self._kept.append(placed)
+        return placed
 
     def map(self, function: Any, *args: Any) -> Iterator[Any]:
         """Yields `function(*args, batch)` for all batches as NumPy arrays, whole on every process.

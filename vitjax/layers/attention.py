@@ -25,6 +25,7 @@ class HeadProjection(nn.Module):
     use_bias: bool = True
     into_heads: bool = True
     kernel_init: Initializer = AUGREG.kernel
+    bias_init: Initializer = nn.initializers.zeros
     stacked: int = 1  # into heads: so many projections are drawn as one matrix, of which this is a part
 
     @nn.compact
@@ -35,7 +36,7 @@ class HeadProjection(nn.Module):
         matrix = (rows, self.stacked * columns)
         draw = lambda key, shape: self.kernel_init(key, matrix)[:, :columns].reshape(shape)
         kernel = self.param("kernel", draw, self.shape)
-        return kernel, self.param("bias", nn.initializers.zeros, bias_shape) if self.use_bias else None
+        return kernel, self.param("bias", self.bias_init, bias_shape) if self.use_bias else None
 
 
 class MultiHeadDotProductAttention(nn.Module):
@@ -67,12 +68,7 @@ class MultiHeadDotProductAttention(nn.Module):
         """Attends from `x` `[B, N, D]` to `context` `[B, M, D]`, by default to `x` itself: `[B, N, D]`."""
         x = x.astype(self.dtype)
         context = x if context is None else context.astype(self.dtype)
-        query, key, value = self.project(x, context)
-        logits = self.logits(query, key)
-        self.sow("intermediates", "attention_logits", logits)
-        weights = self.weights(logits).astype(self.dtype)
-        self.sow("intermediates", "attention_weights", weights)
-        return self.merge(jnp.einsum("bhnm,bmhk->bnhk", weights, value), x.shape[-1])
+        return self.merge(self.attended(*self.project(x, context)), x.shape[-1])
 
     def project(self, x, context):
         """Returns queries `[B, N, H, Dh]`, keys and values `[B, M, H, Dh]`."""
@@ -80,16 +76,24 @@ class MultiHeadDotProductAttention(nn.Module):
         if self.head_dim is None and width % self.num_heads:
             raise UserError(f"width={width} cannot be split over num_heads={self.num_heads} heads.")
         shape = (width, self.num_heads, self.head_dim or width // self.num_heads)
+        begin = self.initialisation.kernel, self.initialisation.bias_of(width)
 
         stacked = dict(zip(("query", "key", "value"), self.initialisation.stacked, strict=True))
 
         def heads(inputs, name):
-            draw = self.initialisation.kernel
-            kernel, bias = HeadProjection(shape, self.qkv_bias, True, draw, stacked[name], name=name)()
+            kernel, bias = HeadProjection(shape, self.qkv_bias, True, *begin, stacked[name], name=name)()
             y = affine(inputs, kernel.reshape(width, -1), None if bias is None else bias.reshape(-1))
             return y.reshape(*y.shape[:-1], *shape[1:])
 
         return heads(x, "query"), heads(context, "key"), heads(context, "value")
+
+    def attended(self, query, key, value):
+        """Averages values by the weights of each query: `[B, N, H, Dh]`."""
+        logits = self.logits(query, key)
+        self.sow("intermediates", "attention_logits", logits)
+        weights = self.weights(logits).astype(self.dtype)
+        self.sow("intermediates", "attention_weights", weights)
+        return jnp.einsum("bhnm,bmhk->bnhk", weights, value)
 
     def logits(self, query, key):
         """Returns the scaled products `[B, H, N, M]` of queries and keys, masked as `locality` says."""
@@ -117,7 +121,8 @@ class MultiHeadDotProductAttention(nn.Module):
         if not self.out_projection:
             return side_by_side
         shape = (*y.shape[-2:], width)
-        kernel, bias = HeadProjection(shape, True, False, self.initialisation.kernel, name="out")()
+        begin = self.initialisation.kernel, self.initialisation.bias_of(shape[0] * shape[1])
+        kernel, bias = HeadProjection(shape, True, False, *begin, name="out")()
         return affine(side_by_side, kernel.reshape(-1, width), bias)
 
 

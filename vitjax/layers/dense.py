@@ -24,10 +24,11 @@ class Dense(nn.Module):
     kernel_init: nn.initializers.Initializer = nn.initializers.lecun_normal()
     bias_init: nn.initializers.Initializer = nn.initializers.zeros
     dtype: DTypeLike = jnp.float32  # of the product
+    use_bias: bool = True
 
     @nn.compact
     def __call__(self, x):
         """Maps `[..., D]` to `[..., features]`."""
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
-        bias = self.param("bias", self.bias_init, (self.features,))
+        bias = self.param("bias", self.bias_init, (self.features,)) if self.use_bias else None
         return affine(x.astype(self.dtype), kernel, bias)

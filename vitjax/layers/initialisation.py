@@ -37,9 +37,12 @@ class Initialisation:
       token: of the tokens that are put before the patches.
       position_std: deviation of a learned position embedding; None: that of its layout.
       head: of the head's kernel where it does not begin at zero.
+      bias: from the fan-in to the initialiser of every bias of a linear layer; None: as said above.
       head_mix: of the kernels that mix talking heads; None: as `kernel`.
       stacked: how many projections of equal size the code base draws as one matrix with that of query, key
         and value: they count in its fan-out.
+      conv: the same as `patch` of convolutions, also of a patch embedding that is one in the code base; None:
+        it is `patch`.
     """
 
     kernel: Initializer
@@ -48,8 +51,18 @@ class Initialisation:
     token: Initializer
     position_std: float | None
     head: Initializer
+    bias: Callable[[int], Initializer] | None = None
     head_mix: Initializer | None = None
     stacked: tuple[int, int, int] = (1, 1, 1)
+    conv: Callable[[int], tuple[Initializer, Initializer]] | None = None
+
+    def bias_of(self, fan_in: int, otherwise: Initializer = nn.initializers.zeros) -> Initializer:
+        """Returns what draws the bias of a linear layer with so many inputs; `otherwise` without `bias`."""
+        return otherwise if self.bias is None else self.bias(fan_in)
+
+    def conv_of(self, fan_in: int) -> tuple[Initializer, Initializer]:
+        """Returns what draws kernel `[k, k, C, D]` and bias of a convolution with that fan-in."""
+        return (self.conv or self.patch)(fan_in)
 
 
 AUGREG = Initialisation(  # google-research/vision_transformer and big_vision
@@ -71,6 +84,19 @@ DEIT = Initialisation(
     token=_NORMAL,
     position_std=0.02,
     head=_NORMAL,
+)
+
+# Every linear layer as PyTorch makes it: PiT, and the reduced Swin of aanna0701/SPT_LSA_ViT, have no
+# initialisation of their own for them.
+_UNIFORM = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # in ±1/sqrt(fan_in)
+TORCH = Initialisation(
+    kernel=_UNIFORM,
+    mlp_bias=nn.initializers.zeros,
+    patch=torch_default,
+    token=_NORMAL,
+    position_std=0.02,
+    head=_UNIFORM,
+    bias=lambda fan_in: torch_default(fan_in)[1],
 )
 
 # aanna0701/SPT_LSA_ViT: xavier-normal matrices, truncated nowhere; a patch embedding is a matrix as well.
@@ -95,8 +121,9 @@ SMALL_DATASETS = Initialisation(
     head=_XAVIER_NORMAL,
     head_mix=nn.initializers.normal(1.0),
     stacked=(3, 3, 3),
+    conv=lambda fan_in: (_XAVIER_NORMAL, nn.initializers.zeros),
 )
 # Its CaiT has one Linear for queries and one for keys and values.
 SMALL_DATASETS_CAIT = dataclasses.replace(SMALL_DATASETS, stacked=(1, 2, 2))
 
-INITIALISATIONS = {"augreg": AUGREG, "deit": DEIT, "small_datasets": SMALL_DATASETS}
+INITIALISATIONS = {"augreg": AUGREG, "deit": DEIT, "torch": TORCH, "small_datasets": SMALL_DATASETS}

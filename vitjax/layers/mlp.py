@@ -28,16 +28,16 @@ class MlpBlock(nn.Module):
     def __call__(self, x, *, train: bool = False):
         """Applies the block; `train` switches dropout on."""
         width = x.shape[-1]
-        x = self._dense(self.mlp_dim, "Dense_0")(x)
+        x = self._dense(width, self.mlp_dim, "Dense_0")(x)
         x = jax.nn.gelu(x.astype(jnp.float32), approximate=self.gelu == "tanh")
         x = nn.Dropout(self.dropout)(x, deterministic=not train)
-        return self._dense(width, "Dense_1")(x)
+        return self._dense(self.mlp_dim, width, "Dense_1")(x)
 
-    def _dense(self, features, name):
+    def _dense(self, fan_in, features, name):
         return Dense(
             features,
             kernel_init=self.initialisation.kernel,
-            bias_init=self.initialisation.mlp_bias,
+            bias_init=self.initialisation.bias_of(fan_in, self.initialisation.mlp_bias),
             dtype=self.dtype,
             name=name,
         )

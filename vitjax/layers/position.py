@@ -1,4 +1,4 @@
-"""Position embeddings for a grid of patches."""
+"""Fixed position embeddings: of a grid of patches, of a sequence."""
 
 import numpy as np
 
@@ -17,3 +17,14 @@ def sincos_2d(height: int, width: int, dim: int, temperature: float = 10_000.0) 
     y, x = (axis.reshape(-1, 1) * omega for axis in np.mgrid[:height, :width])
     embedding = np.concatenate([np.sin(x), np.cos(x), np.sin(y), np.cos(y)], axis=1)
     return embedding[None].astype(np.float32)
+
+
+def sinusoid(positions: int, dim: int) -> np.ndarray:
+    """Returns the fixed embedding `[1, positions, dim]`, float32, of the original Transformer.
+
+    "Attention is all you need" (arXiv 1706.03762), section 3.5: of the angle
+    position / 10000^(2i / dim), channel 2i is the sine and channel 2i + 1 the cosine.
+    """
+    channel = np.arange(dim)
+    angle = np.arange(positions)[:, None] / 10_000.0 ** (2 * (channel // 2) / dim)
+    return np.where(channel % 2, np.cos(angle), np.sin(angle))[None].astype(np.float32)

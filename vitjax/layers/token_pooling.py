@@ -1,6 +1,7 @@
-"""Pooling of tokens by shifted patch tokenization: a quarter of the patches, wider ones.
+"""Pooling of tokens to a quarter of the patches, wider ones: by shifted patch tokenization, by convolution.
 
-"Vision Transformer for Small-Size Datasets" (arXiv 2112.13492), section 3.2, and aanna0701/SPT_LSA_ViT.
+"Vision Transformer for Small-Size Datasets" (arXiv 2112.13492), section 3.2, and aanna0701/SPT_LSA_ViT;
+"Rethinking Spatial Dimensions of Vision Transformers" (arXiv 2103.16302), section 3, and naver-ai/pit.
 """
 
 import flax.linen as nn
@@ -9,6 +10,7 @@ from jax.typing import DTypeLike
 
 from vitjax.errors import UserError
 from vitjax.layers.dense import Dense
+from vitjax.layers.depthwise import depthwise_convolve
 from vitjax.layers.initialisation import AUGREG, Initialisation
 from vitjax.layers.shifted_patches import ShiftedPatchTokenization
 
@@ -67,3 +69,69 @@ class ShiftedPatchPooling(nn.Module):
         )
         nn.share_scope(self, tokenization)  # its parameters without a level of their own
         return tokenization(x)
+
+
+class DepthwisePooling(nn.Module):
+    """Pools tokens on a grid by a convolution, `[B, T + h w, C] -> [B, T + ceil(h/2) ceil(w/2), width]`.
+
+    PiT's: 3x3 filters with stride 2 and a border of zeros, `depthwise` (`kernel` `[3, 3, 1, width]`, `bias`
+    `[width]`). Channel c is seen by `width / C` filters, which make outputs c * width / C and those after it.
+    `pointwise` mixes channels afterwards, as aanna0701/SPT_LSA_ViT does (`kernel` `[width, width]`, `bias`
+    `[width]`). The T tokens in front share a linear layer `cls` (`kernel` `[C, width]`, `bias` `[width]`).
+    """
+
+    width: int
+    pointwise: bool = False
+    dtype: DTypeLike = jnp.float32
+    initialisation: Initialisation = AUGREG
+
+    @nn.compact
+    def __call__(self, tokens, grid: tuple[int, int]):
+        """Pools `tokens`, the last h w of which lie row by row on `grid` `(h, w)`.
+
+        Raises:
+          UserError: `width` is no multiple of the tokens' width.
+        """
+        tokens = tokens.astype(self.dtype)
+        in_front = tokens.shape[1] - grid[0] * grid[1]
+        front, patches = jnp.split(tokens, [in_front], axis=1)
+        pooled = self._depthwise(patches.reshape(len(patches), *grid, -1))
+        pooled = pooled.reshape(len(pooled), -1, self.width)
+        if self.pointwise:
+            pooled = self._dense("pointwise", self.width)(pooled)
+        if not in_front:
+            return pooled
+        return jnp.concatenate([self._dense("cls", tokens.shape[-1])(front), pooled], axis=1)
+
+    def _depthwise(self, x):
+        """Convolves `[B, h, w, C]`."""
+        filters, rest = divmod(self.width, x.shape[-1])
+        if rest:
+            raise UserError(
+                f"A depthwise pooling cannot make {self.width} channels of {x.shape[-1]}: the width of a "
+                "stage must be a multiple of that before it."
+            )
+        kernel, bias = DepthwiseFilters(self.width, self.initialisation, name="depthwise")()
+        # As many depthwise convolutions as filters a channel has: on a CPU the gradient of one over groups
+        # takes 3 times as long, that of one over repeated channels 10 times (jax 0.10, 2 cores).
+        kernel = kernel.astype(x.dtype)
+        pads = ((1, 1), (1, 1))
+        maps = [depthwise_convolve(x, kernel[..., i::filters], 2, pads) for i in range(filters)]
+        return jnp.stack(maps, axis=-1).reshape(*maps[0].shape[:-1], self.width) + bias.astype(x.dtype)
+
+    def _dense(self, name, fan_in):
+        kernel, bias = self.initialisation.kernel, self.initialisation.bias_of(fan_in)
+        return Dense(self.width, kernel, bias, self.dtype, name=name)
+
+
+class DepthwiseFilters(nn.Module):
+    """The parameters of 3x3 filters with one input channel each: `kernel` `[3, 3, 1, D]` and `bias` `[D]`."""
+
+    width: int
+    initialisation: Initialisation
+
+    @nn.compact
+    def __call__(self):
+        """Returns `(kernel, bias)`."""
+        kernel, bias = self.initialisation.conv_of(9)
+        return self.param("kernel", kernel, (3, 3, 1, self.width)), self.param("bias", bias, (self.width,))

@@ -90,7 +90,7 @@ class HybridViT(ViT):
         p, q = pair(self.patch_size)
         return self.resnet_stride * p, self.resnet_stride * q
 
-    def embed(self, image) -> dict[str, Any]:
+    def embed(self, image, train) -> dict[str, Any]:
         """Returns the feature maps and `stem`, the embedded patches of the last one `[B, h, w, D]`."""
         self.refuse_partial_patches(*image.shape[1:3])
         resnet = HybridResNet(

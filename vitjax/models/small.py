@@ -3,8 +3,9 @@
 Five architectures, each plain, with shifted patch tokenization (SPT), with locality self-attention (LSA), or
 with both: `small_vit`, `s_vit`, `l_vit`, `sl_vit`. They are those of aanna0701/SPT_LSA_ViT, whose counts were
 published, and smaller than the originals of the same name. Patches are for images of 32 pixels; for the 64 of
-Tiny-ImageNet they have twice the side. All begin as the official code has them begin. Its stochastic depth
-belongs to the recipe and not to the name: say `drop_path=0.1`, which a ViT, CaiT and PiT have in all blocks.
+Tiny-ImageNet they have twice the side, and T2T-ViT, which has no patches, has three soft splits (`splits=3`).
+All begin as the official code has them begin. Its stochastic depth belongs to the recipe and not to the name:
+say `drop_path=0.1`, which ViT, CaiT and PiT have in all blocks.
 """
 
 import re
@@ -13,6 +14,9 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 
 from vitjax.models.cait import CaiT
+from vitjax.models.pit import PiT
+from vitjax.models.swin import Swin
+from vitjax.models.t2t import T2TViT
 from vitjax.models.vit import ViT
 
 Fields = dict[str, Any]
@@ -66,6 +70,57 @@ NETWORKS: dict[str, Network] = {
         ),
         dict(spt="diagonal"),
         dict(lsa="both", lsa_mask=-1e-9),
+    ),
+    "pit": Network(
+        PiT,
+        dict(
+            width=(96, 192, 384),
+            depth=(2, 6, 4),
+            mlp_dim=(192, 384, 768),
+            num_heads=(2, 4, 8),
+            head_dim=48,
+            patch_size=2,
+            qkv_bias=False,
+            posemb_layout="augreg",
+            pooling="depthwise_pointwise",
+            norm_epsilon=1e-5,
+            initialisation="small_datasets",
+            drop_path_uniform=True,
+        ),
+        dict(spt="diagonal", spt_pooling=True),
+        dict(lsa="both"),
+    ),
+    # With the position embedding that the release always has: abs_pos=False is the network whose parameters
+    # the paper counts.
+    "swin": Network(
+        Swin,
+        dict(
+            width=96,
+            depths=(2, 6, 4),
+            num_heads=(3, 6, 12),
+            window=4,
+            patch_size=2,
+            mlp_ratio=2.0,
+            abs_pos=True,
+            initialisation="torch",
+        ),
+        dict(spt="diagonal", spt_pooling=True),
+        dict(lsa="both"),
+    ),
+    "t2t": Network(
+        T2TViT,
+        dict(
+            width=256,
+            depth=12,
+            mlp_dim=512,
+            num_heads=4,
+            splits=2,
+            token_layer="transformer",
+            inner_residual=True,
+            unused_norm=True,
+        ),
+        dict(spt="diagonal"),
+        dict(lsa="both"),
     ),
 }
 

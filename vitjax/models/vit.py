@@ -22,7 +22,7 @@ from vitjax.layers.mlp import GELU
 from vitjax.layers.norm import LayerNorm
 from vitjax.layers.patches import PatchEmbedding, pair
 from vitjax.layers.pooling import MAPHead
-from vitjax.layers.position import sincos_2d
+from vitjax.layers.position import sincos_2d, sinusoid
 from vitjax.layers.shifted_patches import SPT, ShiftedPatchTokenization, shifts_of
 
 # Table 2 of "Scaling Vision Transformers" and big_vision's additions: width, depth, mlp_dim, num_heads.
@@ -44,7 +44,7 @@ SIZES = {
 
 _CHOICES = {
     "pool": ("tok", "gap", "map", "0", "none"),
-    "posemb": ("learn", "sincos2d"),
+    "posemb": ("learn", "sincos2d", "sinusoid"),
     "posemb_layout": ("augreg", "big_vision"),
     "gelu": GELU,
     "spt": SPT,
@@ -70,7 +70,8 @@ class ViT(nn.Module):
       class_token: whether there is one; by default exactly for `pool="tok"`.
       fc_norm: normalise after pooling instead of before (timm's `fc_norm`, its default for average pooling).
       rep_size: size of the layer before the head (Dense `pre_logits`, tanh); True means `width`, False none.
-      posemb: `learn`, or the fixed `sincos2d` of MoCo v3.
+      posemb: `learn`, or one that is fixed: `sincos2d` of MoCo v3, by row and column, or `sinusoid` of the
+        original Transformer, by place in the sequence, where the class token is the first (T2T-ViT).
       posemb_layout: `augreg`: the class token is put in front and then positions are added; it has its own
         entry; drawn with deviation 0.02. `big_vision`: positions are added to the patches, deviation
         1/sqrt(width), then the class token is put in front (also DeiT III).
@@ -143,9 +144,7 @@ class ViT(nn.Module):
                 raise UserError(
                     f"{field}={value!r} is none of {', '.join(map(repr, valid))}.{_hint(value, valid)}"
                 )
-        for field in ("width", "depth", "mlp_dim", "num_heads"):
-            if getattr(self, field) < 1:
-                raise UserError(f"{field}={getattr(self, field)!r} must be 1 or more.")
+        self.refuse_bad_sizes()
         if self.rep_size < 0:
             raise UserError(f"rep_size={self.rep_size!r} must be a number of features, True or False.")
         for field in ("dropout", "drop_path"):
@@ -154,6 +153,19 @@ class ViT(nn.Module):
         patch_size = pair(self.patch_size)
         if self.spt != "none":
             shifts_of(patch_size, self.spt_ratio)
+        if math.isnan(self.lsa_mask) or self.lsa_mask == math.inf:
+            raise UserError(f"lsa_mask={self.lsa_mask!r} must be a number, or -inf (the paper's).")
+        if self.pool == "tok" and self.class_token is False:
+            raise UserError(
+                "pool='tok' reads the class token, but class_token=False: choose pool='gap' or 'map'."
+            )
+        super().__post_init__()
+
+    def refuse_bad_sizes(self) -> None:
+        """Raises a `UserError` for sizes that no network has."""
+        for field in ("width", "depth", "mlp_dim", "num_heads"):
+            if getattr(self, field) < 1:
+                raise UserError(f"{field}={getattr(self, field)!r} must be 1 or more.")
         if self.head_dim is None and self.width % self.num_heads:
             raise UserError(f"width={self.width} cannot be split over num_heads={self.num_heads} heads.")
         if self.head_dim is not None and self.head_dim < 1:
@@ -163,13 +175,11 @@ class ViT(nn.Module):
                 f"out_projection=False: {self.num_heads} heads of head_dim={self.head_dim} do not fit onto a "
                 f"residual stream of width={self.width}; num_heads * head_dim must be the width."
             )
-        if math.isnan(self.lsa_mask) or self.lsa_mask == math.inf:
-            raise UserError(f"lsa_mask={self.lsa_mask!r} must be a number, or -inf (the paper's).")
-        if self.pool == "tok" and self.class_token is False:
-            raise UserError(
-                "pool='tok' reads the class token, but class_token=False: choose pool='gap' or 'map'."
-            )
-        super().__post_init__()
+
+    @property
+    def embedding_width(self) -> int:
+        """Width of the tokens that enter the first block."""
+        return self.width
 
     @property
     def has_class_token(self) -> bool:
@@ -210,16 +220,16 @@ class ViT(nn.Module):
             raise UserError(
                 f"The model takes float images, not {image.dtype}: end pp with e.g. value_range(-1, 1)."
             )
-        out = self.embed(image)
+        out = self.embed(image, train)
         x = out["with_posemb"] = self.add_positions(out["stem"])
         x = nn.Dropout(self.dropout)(x, deterministic=not train)
-        x, encoded = self.encode(x, train)
+        x, encoded = self.encode_on(out["stem"].shape[1:3], x, train)
         out |= encoded
         x = out["head_input"] = self.pool_tokens(x)
         if self.fc_norm:
             x = LayerNorm(self.norm_epsilon, name="fc_norm")(x)
         if self.rep_size:
-            size = self.width if self.rep_size is True else self.rep_size
+            size = x.shape[-1] if self.rep_size is True else self.rep_size
             x = jnp.tanh(nn.Dense(size, name="pre_logits")(x))
         out |= self.classify(x, train)
         return out["logits"], out
@@ -235,9 +245,11 @@ class ViT(nn.Module):
         # The head is a sliver of the work and the loss is sensitive to it: float32 whatever the dtype.
         kernel = nn.initializers.zeros if self.head_zeroinit else self.initialisers.head
         bias = nn.initializers.constant(self.head_bias)
+        if not self.head_bias:
+            bias = self.initialisers.bias_of(x.shape[-1], bias)
         return nn.Dense(self.num_classes, kernel_init=kernel, bias_init=bias, name=name)(x)
 
-    def embed(self, image) -> dict[str, Any]:
+    def embed(self, image, train) -> dict[str, Any]:
         """Returns `stem`, the embedded patches `[B, h, w, D]`; a subclass may have more to show."""
         return {"stem": self.patch_embedding()(image)}
 
@@ -245,9 +257,11 @@ class ViT(nn.Module):
         """The layer that embeds patches of an image, or of a feature map."""
         patch_size = pair(self.patch_size)
         if self.spt == "none":
-            return PatchEmbedding(self.width, patch_size, self.dtype, self.initialisers, name="embedding")
+            return PatchEmbedding(
+                self.embedding_width, patch_size, self.dtype, self.initialisers, name="embedding"
+            )
         return ShiftedPatchTokenization(
-            self.width,
+            self.embedding_width,
             patch_size,
             self.spt,
             self.spt_ratio,
@@ -266,6 +280,9 @@ class ViT(nn.Module):
 
         if self.posemb == "sincos2d":  # the class token has no place on the grid, so it gets no position
             return prepend(x + sincos_2d(height, width, dim))
+        if self.posemb == "sinusoid":
+            x = prepend(x)
+            return x + sinusoid(x.shape[1], dim)
         if self.posemb_layout == "augreg":
             x = prepend(x)
             return x + self.position_embedding(x.shape[1:], self.initialisers.position_std or 0.02)
@@ -274,7 +291,7 @@ class ViT(nn.Module):
 
     def token(self, name):
         """A learned token `[1, 1, D]`."""
-        return self.param(name, self.initialisers.token, (1, 1, self.width))
+        return self.param(name, self.initialisers.token, (1, 1, self.embedding_width))
 
     def position_embedding(self, shape, std):
         """Returns the learned embedding `[1, N, D]`; one made for another number of tokens is a mistake."""
@@ -286,10 +303,20 @@ class ViT(nn.Module):
             )
         return self.param("pos_embedding", nn.initializers.normal(std), (1, *shape))
 
+    def encode_on(self, grid, x, train) -> tuple[Any, dict[str, Any]]:
+        """`encode` of tokens whose patches lie on `grid` (h, w), for a subclass to which that matters."""
+        del grid
+        return self.encode(x, train)
+
     def encode(self, x, train) -> tuple[Any, dict[str, Any]]:
         """Returns what is pooled, `[B, N, D]`, and the intermediates: `tokens`, `encoded`."""
         x, tokens = self.encoder(final_norm=not self.fc_norm)(x, train=train)
         return x, {"tokens": tokens, "encoded": x}
+
+    @property
+    def block(self) -> type[nn.Module]:
+        """The kind of all blocks."""
+        return EncoderBlock
 
     def block_fields(self) -> dict[str, Any]:
         """The fields of every block."""
@@ -319,7 +346,7 @@ class ViT(nn.Module):
         rates = uniform_rates if self.drop_path_uniform else linear_rates
         return Encoder(
             self.depth,
-            EncoderBlock,
+            self.block,
             self.block_fields(),
             drop_path=rates(self.drop_path, self.depth) if self.drop_path else None,
             layer_scale=self.layer_scales(self.depth),
@@ -337,9 +364,10 @@ class ViT(nn.Module):
             case "gap":
                 return x[:, len(self.tokens_in_front) :].mean(1)
             case "map":
+                last_block = self.block_fields()
                 head = MAPHead(
-                    self.num_heads,
-                    self.mlp_dim,
+                    last_block["num_heads"],
+                    last_block["mlp_dim"],
                     self.gelu,
                     self.qkv_bias,
                     self.norm_epsilon,

@@ -4,7 +4,8 @@ A Transformer of L blocks has L + 2 layers: what makes the tokens is layer 0, bl
 i + 1, and what follows the blocks (final norm, pooling, heads) is layer L + 1. Layer l has the factor
 decay^(L + 1 - l), so that of the head is 1: the form of BEiT (arXiv 2106.08254) and MAE, and but for the
 final norm that of timm 1.x, which has it in layer L. As there, it multiplies the learning rate and with it
-AdamW's weight decay. CaiT's C blocks of class attention share the layers of the last C blocks, as in timm.
+AdamW's weight decay. CaiT's C blocks of class attention share the layers of the last C blocks, as in timm. In
+a pyramid (PiT, Swin) blocks count through all stages, and a pooling is in the layer of the block after it.
 """
 
 import re
@@ -14,9 +15,11 @@ from vitjax import errors
 
 Shape = tuple[int, ...]
 
-TOKENS = re.compile(r"(embedding|conv_root|gn_root|block\d+)/.*|cls|dist|pos_embedding")
+TOKENS = re.compile(r"(embedding|embedding_norm|conv_root|gn_root|block\d+)/.*|cls|dist|pos_embedding")
 # The number is missing where the blocks are stacked, by `nn.scan`.
 BLOCK = re.compile(r"(?:.*/)?encoderblock(?:_(\d+))?/.*")
+IN_STAGE = re.compile(r"stage_(\d+)/encoderblock(?:_(\d+))?/.*")
+POOLING = re.compile(r"pooling_(\d+)/.*")
 CLASS_ATTENTION = re.compile(r"class_attention_(\d+)/.*")
 AFTER = re.compile(r"(head|head_dist|pre_logits|fc_norm|MAPHead_0|(.*/)?encoder_norm)/.*")
 
@@ -35,9 +38,17 @@ def factors(shapes: Mapping[str, Shape], decay: float) -> dict[str, float | tupl
         raise errors.UserError(f"config.layer_decay={decay!r} must be above 0 and not above 1, such as 0.75.")
     depth, class_depth = _depth(shapes), _count(shapes, CLASS_ATTENTION)
     power = lambda layer: float(decay) ** (depth + 1 - layer)
+    numbers = _numbers(shapes)
     found: dict[str, float | tuple[float, ...]] = {}
     for name in shapes:
-        if block := BLOCK.fullmatch(name):
+        if block := IN_STAGE.fullmatch(name):
+            stage, stacked = int(block[1]), block[2] is None
+            each = range(shapes[name][0]) if stacked else (int(block[2]),)
+            powers = tuple(power(numbers[stage, i] + 1) for i in each)
+            found[name] = powers if stacked else powers[0]
+        elif (pooling := POOLING.fullmatch(name)) and (after := (int(pooling[1]) + 1, 0)) in numbers:
+            found[name] = power(numbers[after] + 1)
+        elif block := BLOCK.fullmatch(name):
             each = tuple(power(i + 1) for i in range(depth))
             found[name] = each if block[1] is None else each[int(block[1])]
         elif block := CLASS_ATTENTION.fullmatch(name):
@@ -59,8 +70,19 @@ def _count(shapes: Mapping[str, Shape], numbered: re.Pattern[str]) -> int:
     return len({block[1] for name in shapes if (block := numbered.fullmatch(name))})
 
 
+def _numbers(shapes: Mapping[str, Shape]) -> dict[tuple[int, int], int]:
+    """The number that each block of a stage has among those of all stages, by (stage, block)."""
+    blocks = set()
+    for name, shape in shapes.items():
+        if m := IN_STAGE.fullmatch(name):
+            blocks |= {(int(m[1]), i) for i in (range(shape[0]) if m[2] is None else (int(m[2]),))}
+    return {block: number for number, block in enumerate(sorted(blocks))}
+
+
 def _depth(shapes: Mapping[str, Shape]) -> int:
     """The number of blocks."""
+    if in_stages := _numbers(shapes):
+        return len(in_stages)
     stacked = [shape[0] for name, shape in shapes.items() if (m := BLOCK.fullmatch(name)) and m[1] is None]
     depth = stacked[0] if stacked else _count(shapes, BLOCK)
     if not depth:

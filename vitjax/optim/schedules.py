@@ -22,6 +22,9 @@ are told by learning rates, not by shares of it. With E = epochs of the run and 
     both, for e < w        warmup_lr + (peak - warmup_lr) e / w
 
 The clock does not start anew after the warmup. `per="step"` counts steps in place of epochs, and is on time.
+With `warmup_prefix` (timm's name) the cosine has what the warmup leaves to itself, and with p as above is
+min_lr + (peak - min_lr) (1 + cos(pi p)) / 2: by steps, the schedule of "Vision Transformer for Small-Size
+Datasets" (arXiv 2112.13492).
 """
 
 import dataclasses
@@ -89,8 +92,8 @@ def create(
       scale_with_batchsize: multiply `mult` by batch_size / 256, the linear scaling rule of arXiv 1706.02677.
       **options: the durations `warmup_*` and `cooldown_*`, and what the decay has of its own: `end` (cosine),
         `end` and `power` (linear, polynomial), `timescale` and `shift` in steps or as durations (rsqrt),
-        `steps` and `mults` (stair), `warmup_lr` and `min_lr` (timm_cosine), `warmup_lr`, `rate` and the
-        duration `every_*` (timm_step), `per` and `lag` (both).
+        `steps` and `mults` (stair), `warmup_lr`, `min_lr` and `warmup_prefix` (timm_cosine), `warmup_lr`,
+        `rate` and the duration `every_*` (timm_step), `per` and `lag` (both).
     """
     to_steps = lambda name, default: durations.steps(
         options,
@@ -176,12 +179,18 @@ def _stair(*, steps: Sequence[int] = (), mults: Sequence[float] = ()) -> Callabl
 
 
 def _timm_cosine(
-    *, warmup_lr: float = 1e-6, min_lr: float = 1e-5, per: str = "epoch", lag: int | None = None
+    *,
+    warmup_lr: float = 1e-6,
+    min_lr: float = 1e-5,
+    per: str = "epoch",
+    lag: int | None = None,
+    warmup_prefix: bool = False,
 ) -> Callable[..., Any]:
     del warmup_lr, min_lr  # these are among the numbers
 
     def shape(xp: Any, clock: Any, length: Callable[[str], Any], numbers: Mapping[str, Any]) -> Any:
-        share = xp.minimum(clock / xp.maximum(length("total_steps"), 1), 1.0)
+        before = length("warmup") if warmup_prefix else 0
+        share = xp.clip((clock - before) / xp.maximum(length("total_steps") - before, 1), 0.0, 1.0)
         low = numbers["min_lr"]
         return low + (numbers["mult"] - low) * 0.5 * (1.0 + xp.cos(np.pi * share))
 
@@ -250,7 +259,9 @@ def _decay(name: str, options: dict[str, Any]) -> Callable[..., Any]:
             raise errors.UserError(
                 f"config.schedule: the decay {name!r} has no {key!r}; its options are {own or 'none'}.{hint}"
             )
-    _check_numbers({key: value for key, value in options.items() if key != "per"})
+    if not isinstance(prefix := options.get("warmup_prefix", False), bool):
+        raise errors.UserError(f"config.schedule: warmup_prefix={prefix!r} must be True or False.")
+    _check_numbers({key: value for key, value in options.items() if key not in ("per", "warmup_prefix")})
     return _DECAYS[name](**options)
 
 

@@ -63,7 +63,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def show(args: argparse.Namespace) -> int:
-    """Prints the family of a file and every array in it, of which none is read."""
+    """Prints the family of a file and every array in it, of which at most positions are read."""
     from vitjax.weights import families
     from vitjax.weights.archive import open_archive
     from vitjax.weights.loading import key_and_subtree, locate
@@ -113,13 +113,14 @@ def _provided(source: str, model: str) -> dict[str, tuple[int, ...]]:
     from vitjax.weights import families, merge
     from vitjax.weights.archive import open_archive
     from vitjax.weights.loading import key_and_subtree, locate
+    from vitjax.weights.tables import heads_of
 
     path, behind = locate(source)
     key, subtree = key_and_subtree(path, behind)
-    num_heads = getattr(models.create(model), "num_heads", 1)
+    num_heads = heads_of(getattr(models.create(model), "num_heads", 1))
     with open_archive(path, key) as archive:
         weights = families.recognise(archive, subtree)
-        moves, _ = weights.family.translate(weights.entries, lambda _: num_heads)
+        moves, _ = weights.family.translate(weights.entries, num_heads)
         provided: dict[str, tuple[int, ...]] = {}
         for move in moves:
             shape = weights.entries[move.entry].shape
@@ -130,13 +131,28 @@ def _provided(source: str, model: str) -> dict[str, tuple[int, ...]]:
 
 def fields(provided: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     """The fields of a model that tell in its parameters: pooling, norms, layers that may be there."""
-    from vitjax.weights import timm_cnn_names
+    from vitjax.weights import pit_names, relative_position, swin_names, timm_cnn_names
 
     names = set(provided)
+    if swin_names.is_ours(names):
+        tables = [shape[0] for name, shape in provided.items() if relative_position.is_table(name) and shape]
+        windows = [window for entries in tables if (window := relative_position.window(entries))]
+        return {
+            **({"window": max(windows)} if windows else {}),  # those of late stages may be smaller
+            "abs_pos": "pos_embedding" in names,
+            "spt_pooling": "pooling_0/projection/bias" in names,
+            "qkv_bias": any("/query/bias" in name for name in names),
+        }
     if table := timm_cnn_names.table_of(names):
         small = provided["conv_root/kernel"][0] == 3
         return {"stem": "small" if small else "imagenet"} if table is timm_cnn_names.RESNET else {}
     has = lambda part: any(part in name for name in names)
+    if has("tokens_to_token/"):
+        return {
+            "qkv_bias": any(name.startswith("Transformer/") and "/query/bias" in name for name in names),
+            "posemb": "learn" if "pos_embedding" in names else "sinusoid",
+            "unused_norm": "tokens_to_token/norm/scale" in names,
+        }
     out: dict[str, Any] = {
         "pool": "map" if has("MAPHead_0/") else "gap" if has("fc_norm/") or "cls" not in names else "tok",
         "class_token": "cls" in names,
@@ -145,6 +161,8 @@ def fields(provided: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
         "layer_scale": 1e-5 if has("/LayerScale_") else None,
         "posemb": "learn" if "pos_embedding" in names else "sincos2d",
     }
+    if pit_names.is_ours(names):
+        out["spt_pooling"] = has("pooling_0/projection/")
     if "pre_logits/bias" in names:
         out["rep_size"] = provided["pre_logits/bias"][0]
     if "pos_embedding" in names:
@@ -182,10 +200,12 @@ def abstract(
     if res is not None:
         return at(res, res)
     if "pos_embedding" not in provided:
-        return at(224, 224)
+        return at(*getattr(model, "image_unit", (224, 224)))
     entries = provided["pos_embedding"][1]
     side = math.isqrt(entries)
-    params = at(*(side * stride for stride in getattr(model, "stride", (16, 16))))
+    overlap = getattr(model, "overlap", (0, 0))
+    stride = getattr(model, "stride", (16, 16))
+    params = at(*(side * step + more for step, more in zip(stride, overlap, strict=True)))
     if params["pos_embedding"].shape[1] == entries:
         return params
     raise UserError(f"{entries} positions are those of no square image for {name}: say --res.")

@@ -11,11 +11,14 @@ from vitjax.weights.pytorch import open_pytorch
 from vitjax.weights.safetensors_file import open_safetensors
 from vitjax.weights.stored import Archive, from_array
 from vitjax.weights.tree import flatten
-from vitjax.weights.variables import BATCH_STATS
+from vitjax.weights.variables import COLLECTIONS
 
 CHECKPOINT = "vitjax checkpoint"
-# Where a checkpoint has the batch statistics that belong to a subtree of it.
-_STATISTICS = {"params": f"model_state/{BATCH_STATS}", "ema_params": f"ema_model_state/{BATCH_STATS}"}
+# Where a checkpoint has what belongs to a subtree of parameters.
+_BESIDE = {
+    key: tuple(f"{state}/{collection}" for collection in COLLECTIONS)
+    for key, state in (("params", "model_state"), ("ema_params", "ema_model_state"))
+}
 KNOWN = "npz, safetensors, a PyTorch file or a folder of vitjax checkpoints"
 
 
@@ -70,5 +73,5 @@ def _checkpoint(path: pathlib.Path, key: str) -> Archive:
     from vitjax.checkpoint import load_params  # costs the import of Orbax
 
     inside = path / "checkpoints"
-    params = flatten(load_params(inside if inside.is_dir() else path, key, beside=_STATISTICS.get(key)))
+    params = flatten(load_params(inside if inside.is_dir() else path, key, beside=_BESIDE.get(key, ())))
     return Archive(str(path), CHECKPOINT, {n: from_array(n, array) for n, array in params.items()})

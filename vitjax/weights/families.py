@@ -14,7 +14,10 @@ from vitjax.weights import (
     efficientnet_pytorch_names,
     flax_names,
     huggingface_names,
+    pit_names,
     spt_lsa_names,
+    swin_names,
+    t2t_names,
     timm_cait_names,
     timm_cnn_names,
     timm_names,
@@ -36,11 +39,17 @@ class Family:
     translate: Translate
     posemb: str  # a method of `position.resize`
     detail: Callable[[Collection[str]], str] = lambda names: ""
+    computed: Callable[[Mapping[str, Stored]], Collection[str]] = lambda entries: ()  # by the model itself
     wrapper: str = ""  # what its files keep all names under; empty for none, or whatever there is
 
 
 def _by(table: timm_names.Table) -> Translate:
     return lambda names, num_heads: moves(table, names, num_heads)
+
+
+def _pit(names: Mapping[str, Stored], num_heads: Callable[[str], int]) -> tuple[list[Move], list[str]]:
+    """Distilled PiTs have another table, as both of their tokens are one array."""
+    return moves(pit_names.table_of(names), names, num_heads)
 
 
 def _embeds_patches(names: Collection[str]) -> bool:
@@ -65,6 +74,12 @@ FAMILIES = (
         flax_names.label,
     ),
     Family("Hugging Face", huggingface_names.is_huggingface, _by(huggingface_names.VIT), "bicubic"),
+    Family(_SPT_LSA, swin_names.is_released, _by(swin_names.ALL), "bicubic"),
+    Family("microsoft/Swin-Transformer", swin_names.is_official, _by(swin_names.ALL), "bicubic"),
+    Family("timm", swin_names.is_swin, _by(swin_names.TIMM), "bicubic", detail=lambda names: "Swin"),
+    # No code of PiT resizes positions; the methods are those of the official DeiT and of timm's ViT.
+    Family("naver-ai/pit", pit_names.is_official, _pit, "bicubic"),
+    Family("timm", pit_names.is_timm, _pit, "bicubic_aa", lambda names: "PiT"),
     # Official files have timm's names below `model`, and that code base has its own way to resize positions.
     Family(_OFFICIAL, timm_cait_names.is_cait, _by(timm_cait_names.CAIT), "bicubic", wrapper="model/"),
     Family(_OFFICIAL, _embeds_patches, _by(timm_cait_names.OFFICIAL_DEIT), "bicubic", wrapper="model/"),
@@ -72,6 +87,7 @@ FAMILIES = (
     # That code resizes no positions; the method is that of the official DeiT.
     Family(_SPT_LSA, spt_lsa_names.is_vit, _by(spt_lsa_names.VIT), "bicubic", lambda names: "ViT"),
     Family(_SPT_LSA, spt_lsa_names.is_cait, _by(spt_lsa_names.CAIT), "bicubic", lambda names: "CaiT"),
+    Family(_SPT_LSA, pit_names.is_released, _by(pit_names.RELEASED), "bicubic", lambda names: "PiT"),
     Family(
         "efficientnet-pytorch",
         efficientnet_pytorch_names.is_efficientnet_pytorch,
@@ -79,6 +95,13 @@ FAMILIES = (
         "bicubic",
     ),
     # Before the Vision Transformers, whose blocks are called `blocks` as well.
+    Family(
+        "yitu-opensource/T2T-ViT",
+        t2t_names.is_t2t,
+        _by(t2t_names.T2T),
+        "bicubic",
+        computed=t2t_names.computed,
+    ),
     _timm_cnn("EfficientNet", r"blocks\.0\.0\.conv_dw\.weight", timm_cnn_names.EFFICIENTNET),
     Family(
         "timm",
@@ -93,8 +116,9 @@ FAMILIES = (
 
 # What a whole train state keeps its parameters under. The rest of such a file is no parameter.
 _WRAPPERS = ("params/", "opt/target/", "model/", "state_dict/", "model_state_dict/")
-# Integers that training keeps beside the parameters; no model here has a use for them.
-COUNTERS = re.compile(r"(.*[./])?(num_batches_tracked|position_ids)")
+# What PyTorch's modules keep beside the parameters and no model here has a use for: counters, and what
+# Swin computes from its sizes.
+BUFFERS = re.compile(r"(.*[./])?(num_batches_tracked|position_ids|relative_position_index|attn_mask)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,13 +164,16 @@ def recognise(archive: Archive, subtree: str) -> Weights:
         notes.append(f"sub-tree: {subtree}")
     if all(name.startswith("module.") for name in entries):  # PyTorch's data parallelism
         entries = {name.removeprefix("module."): stored for name, stored in entries.items()}
-    if counters := [name for name in entries if COUNTERS.fullmatch(name)]:
-        notes.append(f"left out: {len(counters)} counters ({printable(counters[0])})")
-        entries = {name: stored for name, stored in entries.items() if name not in counters}
+    if buffers := [name for name in entries if BUFFERS.fullmatch(name)]:
+        notes.append(f"left out: {len(buffers)} buffers ({printable(buffers[0])})")
+        entries = {name: stored for name, stored in entries.items() if name not in buffers}
     for family in FAMILIES:
         # The names of a run of one's own are those of its model, whatever that is.
         own = archive.kind == CHECKPOINT and family is FAMILIES[0]
         if own or (family.wrapper in ("", around) and family.recognises(entries)):
+            if computed := family.computed(entries):
+                notes.append(f"left out: {', '.join(computed)}, which the model computes")
+                entries = {name: stored for name, stored in entries.items() if name not in computed}
             return Weights(family, entries, tuple(notes))
     inside = [
         top for top in _tops(entries) if any(f.recognises(_below(entries, f"{top}/")) for f in FAMILIES)

@@ -23,7 +23,7 @@ _MAP_PARTS = r"(?:LayerNorm|MlpBlock|MultiHeadDotProductAttention)"
 
 def is_flax(names: Collection[str]) -> bool:
     """Whether these are the names of a Vision Transformer or a residual network in Flax."""
-    known = r"Transformer/(encoderblock|encoder_norm)|(embedding|conv_root)/kernel$"
+    known = r"(Transformer|stage_\d+)/encoderblock|Transformer/encoder_norm|(embedding|conv_root)/kernel$"
     return any(re.match(known, name) for name in names)
 
 

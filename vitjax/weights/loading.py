@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from vitjax.errors import UserError, nearest
-from vitjax.weights import class_position, families, merge
+from vitjax.weights import class_position, families, merge, relative_position
 from vitjax.weights.archive import CHECKPOINT, open_archive
 from vitjax.weights.position import METHODS
 from vitjax.weights.resolve import resolve
@@ -53,8 +53,8 @@ def load(
       dont_load: patterns for whole names, `head/.*`. What they match keeps its initial value, or is dropped
         if only the file has it. One that matches nothing is an error.
       grid: (height, width) of the model in patches; needed where it is not square.
-      posemb: how to resize the position embedding, a method of `position.resize`; `auto`: as the code base
-        does from which the file comes.
+      posemb: how to resize the position embedding, and tables of relative positions, a method of
+        `position.resize`; `auto`: as the code base does from which the file comes.
       params_key: which subtree of a vitjax checkpoint: `params`, `ema_params`.
 
     Raises:
@@ -136,6 +136,7 @@ def _load(
     notes = list(weights.notes)
     in_file = {target for move in moves for target in move.targets}
     notes += _fit_positions(archive, params, shapes, in_file, grid, method)
+    notes += relative_position.fit(params, shapes, method, archive.path)
     if bad:
         more = f" and {len(bad) - 20} more" if len(bad) > 20 else ""
         raise UserError(

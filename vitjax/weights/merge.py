@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 
 from vitjax.errors import UserError, nearest
+from vitjax.weights.relative_position import is_table
 from vitjax.weights.stored import Stored, is_float, printable, shown
 from vitjax.weights.tables import Move
 from vitjax.weights.tree import is_stacked, of_block
@@ -201,8 +202,9 @@ def read(
             if slot is None or target in found.dropped:
                 continue
             if slot.leaf not in params:
-                # A position embedding may be of another size than the model's; it is fitted afterwards.
-                shape = shapes[slot.leaf] if slot.leaf != "pos_embedding" else stored.shape
+                # Positions may be of another number than the model's; they are fitted afterwards.
+                positions = slot.leaf == "pos_embedding" or is_table(slot.leaf)
+                shape = move.shapes(stored.shape)[i] if positions else shapes[slot.leaf]
                 params[slot.leaf] = np.empty(shape, np.float32)
             to = params[slot.leaf] if slot.block is None else params[slot.leaf][slot.block]
             if move.same and _plain(stored, slot.shape):
@@ -249,6 +251,8 @@ def shapes_of(move: Move, shape: Shape) -> Sequence[Shape]:
 def _fits(target: str, there: Shape, here: Shape) -> bool:
     if target == "pos_embedding":  # the number of positions may differ
         return len(there) == 3 and there[0] == 1 and there[1] > 0 and there[2:] == here[2:]
+    if is_table(target):
+        return len(there) == 2 and there[0] > 0 and there[1:] == here[1:]
     if there[:-1] == (1, 1, 1) and len(here) == 1:  # GroupNorm in files from before Linen
         return there[3:] == here
     return there == here

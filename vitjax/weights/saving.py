@@ -11,7 +11,15 @@ import numpy as np
 
 from vitjax import files
 from vitjax.errors import UserError, nearest
-from vitjax.weights import flax_names, spt_lsa_names, timm_cait_names, timm_cnn_names, timm_names
+from vitjax.weights import (
+    flax_names,
+    pit_names,
+    spt_lsa_names,
+    swin_names,
+    timm_cait_names,
+    timm_cnn_names,
+    timm_names,
+)
 from vitjax.weights.stored import is_float
 from vitjax.weights.tree import flatten, is_stacked, nest, of_block
 
@@ -71,8 +79,8 @@ def _named(params: Mapping[str, Any], names: str) -> dict[str, np.ndarray]:
     if names == "timm":
         return timm_names.to_timm(nest(loop), table=_table(loop))
     if names == "spt_lsa":
-        return timm_names.to_timm(nest(loop), table=spt_lsa_names.table_of(loop), whose="SPT_LSA_ViT")
-    if timm_cnn_names.table_of(loop):
+        return timm_names.to_timm(nest(loop), table=_spt_lsa_table(loop), whose="SPT_LSA_ViT")
+    if timm_cnn_names.table_of(loop) or swin_names.is_ours(loop) or pit_names.is_ours(loop):
         raise UserError("names='augreg' are those of Vision Transformers; this network has them in 'timm'.")
     return {flax_names.to_augreg(name): array for name, array in loop.items()}
 
@@ -81,11 +89,24 @@ def _table(params: Collection[str]) -> timm_names.Table:
     """The names that timm has for this kind of network; a hybrid may have but the root of its ResNet."""
     if timm_cait_names.is_ours(params):
         return timm_cait_names.CAIT
+    if swin_names.is_ours(params):
+        return swin_names.TIMM
+    if pit_names.is_ours(params):
+        return pit_names.timm_table_of(params)
     if table := timm_cnn_names.table_of(params):
         return table
     if any(name.startswith("block1/") for name in params):
         return timm_names.HYBRID
     return timm_names.ROOT_HYBRID if "conv_root/kernel" in params else timm_names.VIT
+
+
+def _spt_lsa_table(params: Collection[str]) -> timm_names.Table:
+    """The names that the official code of the small-dataset paper has for this kind of network."""
+    if pit_names.is_ours(params):
+        return pit_names.released_table_of(params)
+    if swin_names.is_ours(params):
+        return swin_names.released(params)
+    return spt_lsa_names.table_of(params)
 
 
 def _float32(name: str, leaf: Any) -> np.ndarray:

@@ -42,7 +42,8 @@ def attention(theirs: str, ours: str, kinds: dict[str, tuple[str, ...]]) -> Tabl
     """An attention; `kinds`: which projections their Linears `to_...` hold. LSA's scale is there or not."""
     table: Table = {f"{theirs}.scale": (SAME, f"{ours}/scale")}
     for linears, parts in kinds.items():
-        table |= projections(f"{theirs}.{linears}", ours, parts)
+        weight = f"{theirs}.{linears}.weight"  # there is no bias
+        table[weight] = projections(f"{theirs}.{linears}", ours, parts)[weight]
     return table | out(f"{theirs}.to_out.0", ours)
 
 

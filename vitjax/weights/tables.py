@@ -53,6 +53,18 @@ def moves(
     return found, unknown
 
 
+def heads_of(num_heads: int | Sequence[int]) -> Callable[[str], int]:
+    """Looks up the number of heads by our name of a parameter: one for all, or one for each `stage_{i}`."""
+    if isinstance(num_heads, int):
+        return lambda name: num_heads
+
+    def of_stage(name: str) -> int:
+        stage = re.match(r"stage_(\d+)/", name)
+        return num_heads[int(stage[1])] if stage and int(stage[1]) < len(num_heads) else 1
+
+    return of_stage
+
+
 def heads_in(shapes: Mapping[str, tuple[int, ...]]) -> Callable[[str], int]:
     """Looks up the number of heads by the shapes of the target, where kernels of queries are `[D, H, Dh]`."""
     queries = {name.removesuffix("/query/kernel"): s for name, s in shapes.items() if s and len(s) >= 3}

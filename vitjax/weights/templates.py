@@ -1,15 +1,16 @@
 """Names with numbers in them: `blocks.{i}.norm1`, `block{i+1}/unit{j+1}`.
 
 A mark `{i}` stands for a number on one side of a table and for the same number on the other side; `{i+1}`
-for the next, where one side counts from zero and the other from one.
+for the next, where one side counts from zero and the other from one; `{2i}` and `{2i+1}` where one side
+counts two things in turn.
 """
 
 import functools
 import re
 from collections.abc import Iterable, Mapping
 
-_MARK = re.compile(r"\{([a-z])(\+1)?\}")
-_NUMBER = re.compile(r"\{[a-z](?:\+1)?\}|\d+")
+_MARK = re.compile(r"\{(2?)([a-z])(\+1)?\}")
+_NUMBER = re.compile(r"\{2?[a-z](?:\+1)?\}|\d+")
 
 
 def match(template: str, name: str) -> dict[str, int] | None:
@@ -17,14 +18,18 @@ def match(template: str, name: str) -> dict[str, int] | None:
     found = _pattern(template).fullmatch(name)
     if not found:
         return None
-    firsts = {letter: bool(plus) for letter, plus in _MARK.findall(template)}
-    numbers = {letter: int(text) - firsts[letter] for letter, text in found.groupdict().items()}
-    return numbers if all(number >= 0 for number in numbers.values()) else None
+    numbers = {}
+    for two, letter, plus in _MARK.findall(template):
+        numbers[letter], rest = divmod(int(found[letter]) - bool(plus), 2 if two else 1)
+        if numbers[letter] < 0 or rest:
+            return None
+    return numbers
 
 
 def fill(template: str, numbers: Mapping[str, int]) -> str:
     """The name that the template gives with these numbers."""
-    return _MARK.sub(lambda mark: str(numbers[mark[1]] + (mark[2] is not None)), template)
+    number = lambda two, letter, plus: (2 if two else 1) * numbers[letter] + bool(plus)
+    return _MARK.sub(lambda mark: str(number(*mark.groups())), template)
 
 
 class Templates:
@@ -58,6 +63,6 @@ def _skeleton(text: str) -> str:
 def _pattern(template: str) -> re.Pattern[str]:
     parts, end = [], 0
     for mark in _MARK.finditer(template):
-        parts += [re.escape(template[end : mark.start()]), rf"(?P<{mark[1]}>\d+)"]
+        parts += [re.escape(template[end : mark.start()]), rf"(?P<{mark[2]}>\d+)"]
         end = mark.end()
     return re.compile("".join(parts) + re.escape(template[end:]))

@@ -149,9 +149,12 @@ def table_of(params: Mapping[str, Any]) -> Table:
     return HYBRID if "block1" in params else ROOT_HYBRID
 
 
-def from_timm(state: Mapping[str, np.ndarray], *, num_heads: int, table: Table = ALL) -> dict[str, Any]:
+def from_timm(
+    state: Mapping[str, np.ndarray], *, num_heads: int | Callable[[str], int], table: Table = ALL
+) -> dict[str, Any]:
     """Converts a timm state dict (name -> array, torch layouts) into our nested parameters.
 
+    `num_heads` is that of all attentions, or a function of one of our names (`tables.heads_in`).
     Blocks come out in loop form, `encoderblock_{i}`; `layers.encoder.loop_to_scan`
     stacks them. An entry the table does not know is a `UserError`.
     """
@@ -165,8 +168,10 @@ def from_timm(state: Mapping[str, np.ndarray], *, num_heads: int, table: Table =
         theirs, numbers = found
         layout, ours = table[theirs]
         paths = (ours,) if isinstance(ours, str) else ours
-        for path, value in zip(paths, layout.into(np.asarray(array), num_heads), strict=True):
-            params[fill(path, numbers)] = value
+        paths = [fill(path, numbers) for path in paths]
+        heads = num_heads if isinstance(num_heads, int) else num_heads(paths[0])
+        for path, value in zip(paths, layout.into(np.asarray(array), heads), strict=True):
+            params[path] = value
     return flax.traverse_util.unflatten_dict(params, sep="/")
 
 

@@ -90,7 +90,7 @@ def splits_of(data: str) -> Splits:
     if kind not in _KINDS:
         usages = ", ".join(usage for usage, _ in _KINDS.values())
         raise UserError(
-            f"data={data!r}: no source is called {kind!r}.{nearest(kind, _KINDS) or _as_tfds(data)} "
+            f"data={data!r}: no source is called {kind!r}.{nearest(kind, _KINDS)}{_as_tfds(data)} "
             f"Sources: {usages}."
         )
     usage, opener = _KINDS[kind]
@@ -108,8 +108,9 @@ def open_source(data: str, split: str = "train") -> Source:
     """Opens labelled images for random access.
 
     Args:
-      data: `digits`, `folder:PATH`, `arrays:PATH`, `tfds:NAME[/CONFIG][:VERSION][@DIR]`,
-        `vtab:TASK[:VERSION][@DIR]` or another registered kind.
+      data: `digits`, `folder:PATH`, `arrays:PATH`, `cifar10:PATH`, `cifar100:PATH`, `svhn:PATH`,
+        `tiny_imagenet:PATH`, `tfds:NAME[/CONFIG][:VERSION][@DIR]`, `vtab:TASK[:VERSION][@DIR]` or another
+        registered kind.
       split: a split or a sum of slices of splits (see `vitjax.data.splits`).
 
     Returns:

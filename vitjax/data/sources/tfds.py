@@ -16,6 +16,15 @@ from vitjax.errors import UserError
 _ARGUMENT = re.compile(r"(?P<name>[\w./-]+?)(:(?P<version>\d+\.\d+\.\d+))?(@(?P<data_dir>.+))?")
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
 
+# Data sets whose published files are a source of their own.
+_ARCHIVES = {
+    "cifar10": "cifar10:PATH",
+    "cifar100": "cifar100:PATH",
+    "svhn_cropped": "svhn:PATH",
+    "fashion_mnist": "arrays:PATH",
+    "mnist": "arrays:PATH",
+}
+
 # The features of a record by name, each a `tf.train.Feature`. One inside another is called `outer/inner`. Of
 # a sequence, it has the numbers of all items, one item after another.
 Features = Mapping[str, Any]
@@ -148,6 +157,11 @@ def _version_folder(
 
 
 def _how_to_prepare(name: str, data_dir: pathlib.Path) -> str:
+    if name in _ARCHIVES:
+        return (
+            f"Its published files can be read as they are: {_ARCHIVES[name]!r} in place of 'tfds:{name}'. Or "
+            f"prepare it with `{build_command(name, data_dir)}`, which takes `pip install tensorflow`."
+        )
     what = "imagenet --train TAR --val TAR --devkit TAR" if name.startswith("imagenet") else "folder SRC"
     return (
         f"Prepare it once with `python -m vitjax.data.prepare {what} --name {name} --out {data_dir}`,\n"
