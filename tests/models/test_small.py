@@ -235,6 +235,13 @@ def test_stochastic_depth_in_the_second_stage(class_dropout):
     assert unchanged == class_dropout
 
 
+@pytest.mark.parametrize("network", [n for n in NETWORKS if n not in ("pit", "swin")])
+def test_no_output_projection_where_it_is_left_out(network):
+    fields = {"head_dim": 48} if network == "cait" else {}  # its heads are wider than the stream together
+    names = flatten(shapes(models.create(f"small_{network}", depth=1, out_projection=False, **fields)))
+    assert not [name for name in names if "encoderblock" in name and "/out/" in name]
+
+
 def test_mistakes():
     with pytest.raises(UserError, match=r"class_keys='patch' is none of .*Did you mean 'patches'"):
         models.create("small_cait", class_keys="patch")

@@ -110,6 +110,7 @@ class T2TBlock(EncoderBlock):
             self.head_dim,
             self.scale,
             self.locality,
+            out_projection=self.out_projection,
             name="MultiHeadDotProductAttention_0",
         )
         return attention(x)
