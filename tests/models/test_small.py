@@ -187,14 +187,15 @@ def test_stacked_blocks_are_the_same_network():
 # --- CaiT's second stage.
 
 
-def test_class_attention_in_each_way():
+@pytest.mark.parametrize("lsa", ["temperature", "both"])
+def test_class_attention_in_each_way(lsa):
     """Against the formulas, written down once more: keys, mask and heads' mixes."""
     rng = np.random.default_rng(0)
     cls, patches = rng.normal(size=(2, 1, 24)), rng.normal(size=(2, 7, 24))
     for keys in ("normed", "class_and_patches", "patches"):
         block = ClassAttentionBlock(
             3, 40, head_dim=5, qkv_bias=False, talking_heads=True, mixing_bias=False, norm_epsilon=1e-5,
-            keys=keys, locality=locality("both", -1e-9),
+            keys=keys, locality=locality(lsa, -1e-9),
         )  # fmt: skip
         like = jax.eval_shape(block.init, KEY, cls.astype("f"), patches.astype("f"))["params"]
         params = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype("f"), like)
@@ -215,7 +216,7 @@ def test_class_attention_in_each_way():
         project = lambda x, part, p=p: np.einsum("bnd,dhk->bnhk", x, p[part]["kernel"])
         logits = np.einsum("bnhk,bmhk->bhnm", project(norm(cls), "query"), project(context, "key"))
         logits *= p["scale"][:, None, None]
-        if keys != "patches":
+        if lsa == "both" and keys != "patches":
             logits[..., 0] = 0  # the class token with itself
         mixed = np.exp(np.einsum("bhnm,hg->bgnm", logits, p["proj_l"]["kernel"]))
         weights = np.einsum("bhnm,hg->bgnm", mixed / mixed.sum(-1, keepdims=True), p["proj_w"]["kernel"])
