@@ -115,7 +115,7 @@ class TokenLayer(nn.Module):
             self.token_dim,
             x.shape[-1] ** -0.5,
             self.locality,
-            self.dropout,
+            dropout=self.dropout,
             name="MultiHeadDotProductAttention_0",
         )
         y = LayerNorm(self.norm_epsilon, self.dtype, name="LayerNorm_0")(x)

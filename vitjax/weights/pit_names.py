@@ -28,7 +28,8 @@ def positions(grid: tuple[int, int] | None = None) -> Layout:
         if height * width != posemb.shape[1]:
             raise UserError(
                 f"The {posemb.shape[1]} positions of this PiT lie on no square, and timm's form of them has "
-                "height and width: write it with the names of vitjax."
+                "height and width, and no place for a class token's: write it with the names of vitjax, or "
+                "those of spt_lsa if it is a reduced one."
             )
         return posemb.reshape(1, height, width, -1).transpose(0, 3, 1, 2)
 
