@@ -1,4 +1,8 @@
-"""The reduced Swin of the small-dataset paper, as released: networks and attention in windows."""
+"""The reduced Swin of the small-dataset paper, as released: networks and attention in windows.
+
+Held to the shares of `vit`: 1e-5 forward, 1e-4 of a gradient. Seen here: 6e-7 and 1.1e-5; PyTorch itself is,
+in float32, off by 1.2e-6 and 1.3e-5.
+"""
 
 import jax
 import jax.numpy as jnp

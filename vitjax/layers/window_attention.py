@@ -133,6 +133,5 @@ class WindowBlock(EncoderBlock):
         if not any(self.shift):
             return from_windows(attention(to_windows(x, self.window)), self.window, grid)
         x = jnp.roll(x, (-self.shift[0], -self.shift[1]), (1, 2))
-        return jnp.roll(
-            from_windows(attention(to_windows(x, self.window)), self.window, grid), self.shift, (1, 2)
-        )
+        x = from_windows(attention(to_windows(x, self.window)), self.window, grid)
+        return jnp.roll(x, self.shift, (1, 2))
