@@ -13,6 +13,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from vitjax import check, experiment, feeding, metrics, train
+from vitjax.config import fingerprint
 from vitjax.data.sources import open_source
 from vitjax.errors import TrainingFailed, UserError
 from vitjax.evaluators import inputs
@@ -218,6 +219,12 @@ def test_an_evaluator_may_be_told_to_keep_nothing():
 def test_what_cannot_be_is_refused_before_training(changes, says):
     with pytest.raises(UserError, match=says):
         experiment.build(config_of(**changes))
+
+
+def test_only_where_batches_are_made_belongs_to_the_run():
+    of = lambda **changes: fingerprint(config_of(**changes))
+    assert of() == of(input__steps_per_dispatch=1)
+    assert of() != of(input__on_device=False)
 
 
 def test_recorded_logits_are_refused():

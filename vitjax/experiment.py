@@ -143,8 +143,8 @@ class Experiment:
 
     def train_step(self) -> Callable[[TrainState, dict], tuple[TrainState, dict]]:
         """The jitted step `(state, batch) -> (state, metrics)`; it takes over the buffers of the state."""
-        jitted = self._shared("step", lambda: self._jit_steps(self._step()))
-        hyper = self._placed_hyperparameters()
+        jitted = self._shared("step", lambda: self.jit_steps(self._step()))
+        hyper = self.placed_hyperparameters()
         return lambda state, batch: jitted(state, batch, hyper)
 
     def train_steps(self, data: on_device.DeviceSet) -> Callable[[TrainState, int], tuple[TrainState, dict]]:
@@ -153,8 +153,8 @@ class Experiment:
         Metrics are arrays `[input.steps_per_dispatch]`, of which the first `count` entries mean something.
         """
         most = self.input.steps_per_dispatch
-        jitted = self._shared("steps", lambda: self._jit_steps(make_many(self._step(), most)))
-        hyper = self._placed_hyperparameters()
+        jitted = self._shared("steps", lambda: self.jit_steps(make_many(self._step(), most)))
+        hyper = self.placed_hyperparameters()
         return lambda state, count: jitted(state, data, hyper, np.int32(count))
 
     def _step(self) -> Callable:
@@ -167,13 +167,13 @@ class Experiment:
             accumulation=self.settings.grad_accum,
         )
 
-    def _jit_steps(self, function: Callable) -> Callable:
+    def jit_steps(self, function: Callable) -> Callable:
         """Jits `(state, ...) -> (state, metrics)`."""
         placement = (state_placement(self.abstract_state), None)
         options = compiler.options(self.model)
         return jax.jit(function, donate_argnums=0, out_shardings=placement, compiler_options=options)
 
-    def _placed_hyperparameters(self) -> Hyperparameters:
+    def placed_hyperparameters(self) -> Hyperparameters:
         """The hyperparameters, and what the task holds frozen, on all devices of all processes."""
         everywhere = jax.sharding.NamedSharding(self.mesh, jax.P())
         # By jit: device_put serves the devices of this process alone.
