@@ -305,4 +305,4 @@ def change_colors(image, is_op: dict, argument, arithmetic: Arithmetic = PILLOW)
         if name in is_op:
             blended = blend(degenerates[name](image), image, for_images(argument)).astype(jnp.uint8)
             result = jnp.where(for_images(is_op[name]), blended, result)
-    return result
+    return materialized(result)

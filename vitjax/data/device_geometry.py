@@ -91,6 +91,7 @@ def move(image, maps: Maps, which, fill: tuple[int, int, int]):
     """
     batch, height, width, _ = image.shape
     pixels = jnp.concatenate([_pack(image).reshape(batch, -1), jnp.full((batch, 1), _packed(fill))], axis=1)
+    pixels = materialized(pixels)
     taps = maps.source.shape[1]
     source = jnp.asarray(maps.source)[which].reshape(batch, -1)
     found = _unpack(jnp.take_along_axis(pixels, source, axis=1, mode="promise_in_bounds"))
