@@ -2,8 +2,8 @@
 
 All work on uint8 images `[B, H, W, 3]` and give what the functions of `pillow` and `randaug` give on the
 host. Most of them are tables of 256 entries, so that an image is read once however many ops there are to
-choose from: the table is chosen instead. No result depends on whether the compiler fuses a multiplication with
-an addition, which is why products are taken of whole numbers, or of factors split in two (`blend`).
+choose from: the table is chosen instead. No result depends on whether the compiler fuses multiplications and
+additions, which is why products are taken of whole numbers, or of factors split in two (`blend`).
 """
 
 import functools
@@ -39,10 +39,11 @@ def for_tables(values):
 
 
 def materialized(array):
-    """Has the compiler compute an integer array once, and not again in every place that reads it.
+    """Has the compiler compute an array once, and not again in every place that reads it.
 
-    On the CPU, XLA drops an optimization barrier before it fuses. There a branch stands in for it, which is
-    always taken; that uint8 are never negative the compiler does not know of converted ones.
+    The array's first value must be above -256. On the CPU, XLA drops an optimization barrier before it fuses
+    (jax 0.10), by which two ops of AutoAugment take ten times as long. There a branch stands in for it, which
+    is always taken, without the compiler's knowing.
     """
 
     def branch(array):
@@ -304,4 +305,4 @@ def change_colors(image, is_op: dict, argument, arithmetic: Arithmetic = PILLOW)
         if name in is_op:
             blended = blend(degenerates[name](image), image, for_images(argument)).astype(jnp.uint8)
             result = jnp.where(for_images(is_op[name]), blended, result)
-    return result
+    return materialized(result)

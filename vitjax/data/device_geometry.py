@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vitjax.data import pillow
+from vitjax.data.device_colors import materialized
 
 _FRACTION_BITS = 22  # of the weights: four of them times 255 still fit into an int32
 _WHOLE = 1 << _FRACTION_BITS
@@ -90,6 +91,7 @@ def move(image, maps: Maps, which, fill: tuple[int, int, int]):
     """
     batch, height, width, _ = image.shape
     pixels = jnp.concatenate([_pack(image).reshape(batch, -1), jnp.full((batch, 1), _packed(fill))], axis=1)
+    pixels = materialized(pixels)
     taps = maps.source.shape[1]
     source = jnp.asarray(maps.source)[which].reshape(batch, -1)
     found = _unpack(jnp.take_along_axis(pixels, source, axis=1, mode="promise_in_bounds"))
@@ -133,30 +135,30 @@ def transform(image, matrix, fill: tuple[int, int, int]):
     x, y = np.arange(width, dtype=np.float32) + 0.5, np.arange(height, dtype=np.float32)[:, None] + 0.5
     source_x, source_y = m[0] * x + m[1] * y + m[2], m[3] * x + m[4] * y + m[5]
     outside = (source_x < 0) | (source_x >= width) | (source_y < 0) | (source_y >= height)
-    left, weight_x = _corner(source_x, width)
-    top, weight_y = _corner(source_y, height)
-    pixels = _pack(image).reshape(batch, -1)
+    left, weight_x = map(materialized, _corner(source_x, width))
+    top, weight_y = map(materialized, _corner(source_y, height))
+    pixels = materialized(_pack(image).reshape(batch, -1))
+    columns = (left[:, None] + np.arange(4)[:, None, None]).clip(0, width - 1)
     total = jnp.zeros(image.shape, jnp.float32)
     for row in range(4):
-        start = (top + row).clip(0, height - 1) * width
-        for column in range(4):
-            place = (start + (left + column).clip(0, width - 1)).reshape(batch, -1)
-            found = jnp.take_along_axis(pixels, place, axis=1, mode="promise_in_bounds")
-            weight = (weight_y[row] * weight_x[column])[..., None]
-            total += _unpack(found).reshape(image.shape).astype(jnp.float32) * weight
+        place = (top + row).clip(0, height - 1)[:, None] * width + columns
+        found = jnp.take_along_axis(pixels, place.reshape(batch, -1), axis=1, mode="promise_in_bounds")
+        found = _unpack(materialized(found).reshape(batch, 4, height, width)).astype(jnp.float32)
+        line = sum(found[:, column] * weight_x[column, ..., None] for column in range(4))
+        total += line * weight_y[row, ..., None]
     value = jnp.clip(total + pillow.ROUNDING, 0, 255).astype(jnp.uint8)
     return jnp.where(outside[..., None], np.asarray(fill, np.uint8), value)
 
 
 def _corner(source, size: int):
-    """The first of four pixels around, which may lie beyond an edge, and the weights of all four."""
+    """The first of four pixels around, which may lie beyond an edge, and the weights of all: `[4, ...]`."""
     source = source.clip(0, size) - 0.5
     whole = jnp.floor(source)
     d = source - whole
     square = d * d
     last = square - square * d
     weights = (last - (d - square), 1 - square - last, last + d, -last)
-    return whole.astype(jnp.int32) - 1, weights
+    return whole.astype(jnp.int32) - 1, jnp.stack(weights)
 
 
 # ---- Windows
