@@ -4,7 +4,7 @@ A cell is a network, a data set and a seed, trained by configs/small_datasets.py
 anybody would. Its row is appended to `results/small_datasets.csv` when it is done; a cell that has a row is
 passed over. A cell that was killed goes on where it was: the same command.
 
-  python benchmarks/small_datasets.py --data cifar10 --source cifar-10-binary.tar.gz --on_device
+  python benchmarks/small_datasets.py --data cifar10 --source cifar-10-binary.tar.gz
   python benchmarks/small_datasets.py --models small_vit,s_vit,l_vit,sl_vit --data fashion_mnist \\
       --source IDX_FOLDER --train "train[:10000]" --epochs 10 --seeds 0,1,2
 
@@ -57,7 +57,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
-    parser.add_argument("--on_device", action="store_true")
+    parser.add_argument("--host", action="store_true", help="input from the host, not on the device")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="further config keys")
     parser.add_argument("--note", default="", help="what is to be said of the data, such as a re-encoding")
     parser.add_argument(
@@ -83,7 +83,7 @@ def cells(args: argparse.Namespace) -> list[dict[str, str]]:
     shared = dict(
         data=args.data, epochs=args.epochs, train=args.train, repeats=args.repeats, batch=args.batch
     )
-    shared |= dict(dtype=args.dtype, input="on_device" if args.on_device else "host")
+    shared |= dict(dtype=args.dtype, input="host" if args.host else "on_device")
     shared |= dict(changed=" ".join(args.set))
     return [
         {key: str(dict(shared, model=model, seed=seed)[key]) for key in CELL}
@@ -103,7 +103,7 @@ def config_of(cell: dict[str, str], source: str | None) -> str:
     """The config file with its arguments."""
     given = {key: cell[key] for key in ("model", "data", "epochs", "train", "repeats", "batch", "dtype")}
     given |= {"source": source} if source else {}
-    given |= {"on_device": "true"} if cell["input"] == "on_device" else {}
+    given |= {"on_device": "false"} if cell["input"] == "host" else {}
     return str(ROOT / "configs/small_datasets.py") + ":" + ",".join(f"{k}={v}" for k, v in given.items())
 
 

@@ -18,7 +18,7 @@ Arguments (defaults first):
   epochs   100, of three passes over the data each; a tenth of them is warmup
   repeats  1; 3: an epoch is one pass with three views of each image, as in the authors' development code
   batch    128
-  on_device  False; True: the whole set lives on the devices and is augmented there
+  on_device  True: the whole set lives on the devices and is augmented there; False: the host reads each batch
   dtype    float32 | bfloat16: compute type; parameters are float32 always
   train    split to train on, as published: all of `train`
   val      split to evaluate on after every epoch, as published: `test`, of Tiny-ImageNet `val`
@@ -82,7 +82,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         epochs=100,
         repeats=1,
         batch=128,
-        on_device=False,
+        on_device=True,
         dtype="float32",
         train="train",
         val=None,

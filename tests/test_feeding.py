@@ -21,12 +21,12 @@ from vitjax.evaluators import inputs
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 CIRCUMSTANCES = ("img/sec", "img/sec/core", "data_wait", "uptime", "core_hours")
 PP = "value_range(-1, 1)|onehot(10, key='label', key_result='labels')|keep('image', 'labels')|mixup(0.2)"
-# Every kind of randomness: order, mixup, dropout. The set's second epoch begins within a batch.
+# Every kind of randomness: order, crop, flip, mixup, dropout. The set's second epoch begins within a batch.
 CONFIG = dict(
     input=dict(
         data="digits",
         split="train[:100]",
-        pp=f"decode|resize(8)|{PP}",
+        pp=f"decode|resize(10)|random_crop(8)|flip_lr|{PP}",
         batch_size=16,
         on_device=True,
         steps_per_dispatch=13,

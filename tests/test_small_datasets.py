@@ -178,7 +178,7 @@ def test_the_repeated_form_and_short_runs():
     assert (c.input.repeats, c.input.passes, c.input.split_views) == (3, 3, True)
     optimizer, steps, _ = optimizer_of(c, 50_000)
     assert steps == 11_710 and optimizer.schedules[0].numbers["warmup"] == 1171
-    assert load("on_device").input.on_device and "on_device" not in load("sl_vit").input
+    assert load("sl_vit").input.on_device and "on_device" not in load("on_device=False").input
 
 
 @pytest.mark.parametrize("variant", ["small", "sl"])

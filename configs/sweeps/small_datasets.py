@@ -12,7 +12,7 @@ Arguments (defaults first):
   train     train[:5000]     val  None: the whole test set
   epochs    5, of three passes each
   seeds     3: how many, from 0 on
-  on_device  False
+  on_device  True
 """
 
 from configs import common
@@ -31,7 +31,7 @@ def get_sweep(arg: str | None = None) -> grid.Sweep:
         val=None,
         epochs=5,
         seeds=3,
-        on_device=False,
+        on_device=True,
     )
     shared = dict(data=args.data, source=args.source, train=args.train, val=args.val, epochs=args.epochs)
     shared |= dict(on_device=args.on_device)
