@@ -239,9 +239,9 @@ def test_recorded_logits_are_refused():
 
 def test_check_counts_the_set():
     run = experiment.build(config_of(evals=ConfigDict()))
-    # 100 digits of 8x8 pixels in three channels, and a label each.
-    assert check.num_bytes(run.set_spec) == 100 * (8 * 8 * 3 + 4)
-    assert "training set: 19.1 KiB" in check.memory(run)
+    # 100 digits of 10x10 pixels, as they are before the crop, in three channels, and a label each.
+    assert check.num_bytes(run.set_spec) == 100 * (10 * 10 * 3 + 4)
+    assert "training set: 29.7 KiB" in check.memory(run)
 
 
 def test_the_pace_follows_the_clock():
