@@ -61,7 +61,7 @@ def test_unknown_values_and_backends_are_refused_by_name():
     with pytest.raises(UserError, match="'pm3'"):
         binary_matmul(a, b, b_values="pm3")
     with pytest.raises(
-        UserError, match="backend='pakced' is none of 'dense', 'packed'. Did you mean 'packed'"
+        UserError, match=r"backend='pakced' is none of 'dense', 'packed'. Did you mean 'packed'"
     ):
         binary_matmul(a, b, backend="pakced")
     with pytest.raises(UserError, match="backend='fast'"):
