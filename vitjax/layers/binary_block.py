@@ -22,10 +22,17 @@ from vitjax.layers.binary import (
     binarises,
     binary_sign,
 )
+from vitjax.layers.binary_shortcuts import (
+    Grid,
+    mean_along,
+    mean_of_neighbours,
+    reduce_tokens,
+    repeat_tokens,
+    tile_channels,
+)
 from vitjax.layers.initialisation import TORCH, Initialisation
 from vitjax.layers.locality import NOWHERE, Locality, overwrite_diagonal
 from vitjax.layers.norm import LayerNorm
-from vitjax.layers.token_grid import Grid, pool_along, pool_blocks, repeat_blocks, to_channels
 
 NORMS = ("batch", "layer")
 
@@ -56,7 +63,8 @@ class Style:
 class ShortcutDense(nn.Module):
     """A binary linear layer, a norm, a shortcut around both, then RPReLU: `[B, N, D] -> [B, N, features]`.
 
-    The shortcut is the input, or as many channels made of it (`token_grid.to_channels`).
+    The shortcut is the input; that of a wider layer repeats its channels, that of a narrower one is the mean of
+    neighbours.
     """
 
     features: int
@@ -74,7 +82,8 @@ class ShortcutDense(nn.Module):
             name="dense",
         )
         y = style.normalise(dense(x, progress), train, "norm")
-        return RPReLU(name="rprelu")(y + to_channels(x, self.features))
+        fit = tile_channels if self.features >= x.shape[-1] else mean_of_neighbours
+        return RPReLU(name="rprelu")(y + fit(x, self.features))
 
 
 class BinaryAttention(nn.Module):
@@ -104,7 +113,7 @@ class BinaryAttention(nn.Module):
         unit = lambda x, name: ShortcutDense(width, self.style, name=name)(x, train, progress)
         query, context = unit(x, "query"), x
         if ratio > 1:
-            context = unit(pool_blocks(x, grid, ratio), "reduction")
+            context = unit(reduce_tokens(x, grid, ratio), "reduction")
         key, value = unit(context, "key"), unit(context, "value")
 
         heads = (self.heads(y, name, progress) for y, name in ((query, "q"), (key, "k"), (value, "v")))
@@ -112,7 +121,7 @@ class BinaryAttention(nn.Module):
         y = self.style.normalise(y.reshape(x.shape), train, "context_norm")
         shortcut = key + value
         if ratio > 1:
-            shortcut = repeat_blocks(shortcut, grid, ratio)
+            shortcut = repeat_tokens(shortcut, grid, ratio)
         return RPReLU(name="context_rprelu")(y + query + shortcut)
 
     def heads(self, x, name, progress):
@@ -185,7 +194,7 @@ class BinaryBlock(nn.Module):
         x = x + self.scaled(y, "affine_1")
         for size in self.branches:
             for axis, name in enumerate(("column", "row")):
-                x = x + Affine(0.0, name=f"{name}_{size}")(pool_along(z, grid, size, axis))
+                x = x + Affine(0.0, name=f"{name}_{size}")(mean_along(z, grid, axis, size))
         return x
 
     def scaled(self, y, name):
@@ -225,4 +234,4 @@ class Downsampling(nn.Module):
         y = style.normalise(y, train, "norm_1")
         if not self.binary:
             return y
-        return RPReLU(name="rprelu")(y + to_channels(pool_blocks(x, grid, 2), self.width))
+        return RPReLU(name="rprelu")(y + tile_channels(reduce_tokens(x, grid, 2), self.width))

@@ -17,12 +17,12 @@ import numpy as np
 from vitjax.errors import UserError, nearest
 from vitjax.layers.binary import ESTIMATORS, PRECISIONS
 from vitjax.layers.binary_block import NORMS, BinaryBlock, Downsampling, Style
+from vitjax.layers.binary_shortcuts import Grid
 from vitjax.layers.encoder import REMAT_POLICIES
 from vitjax.layers.initialisation import INITIALISATIONS, Initialisation
 from vitjax.layers.locality import LSA, locality
 from vitjax.layers.patches import PatchEmbedding, pair
 from vitjax.layers.shifted_patches import SPT, ShiftedPatchTokenization, shifts_of
-from vitjax.layers.token_grid import Grid
 from vitjax.models.vit import SIZES as VIT_SIZES
 from vitjax.models.vit import ViT
 
