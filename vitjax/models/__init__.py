@@ -25,6 +25,7 @@ FAMILIES = (
     "vitjax.models.pit",
     "vitjax.models.swin",
     "vitjax.models.t2t",
+    "vitjax.models.binaryvit",
     "vitjax.models.resnet",
     "vitjax.models.bit",
     "vitjax.models.regnet",

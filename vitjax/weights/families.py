@@ -11,6 +11,7 @@ from typing import Any
 
 from vitjax.errors import UserError, nearest
 from vitjax.weights import (
+    binaryvit_names,
     efficientnet_pytorch_names,
     flax_names,
     huggingface_names,
@@ -72,6 +73,11 @@ FAMILIES = (
         lambda names, num_heads: (flax_names.moves(names), []),
         "corners",
         flax_names.label,
+    ),
+    # Before Hugging Face, after whose ViT its modules are called. The teacher of it has the names there. That code
+    # resizes no positions.
+    Family(
+        "Phuoc-Hoan-Le/BinaryViT", binaryvit_names.is_binaryvit, _by(binaryvit_names.BINARYVIT), "bicubic"
     ),
     Family("Hugging Face", huggingface_names.is_huggingface, _by(huggingface_names.VIT), "bicubic"),
     Family(_SPT_LSA, swin_names.is_released, _by(swin_names.ALL), "bicubic"),

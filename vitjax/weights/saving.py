@@ -12,6 +12,7 @@ import numpy as np
 from vitjax import files
 from vitjax.errors import UserError, nearest
 from vitjax.weights import (
+    binaryvit_names,
     flax_names,
     pit_names,
     spt_lsa_names,
@@ -80,6 +81,8 @@ def _named(params: Mapping[str, Any], names: str) -> dict[str, np.ndarray]:
         return timm_names.to_timm(nest(loop), table=_table(loop))
     if names == "spt_lsa":
         return timm_names.to_timm(nest(loop), table=_spt_lsa_table(loop), whose="SPT_LSA_ViT")
+    if binaryvit_names.is_ours(loop):
+        raise UserError("A BinaryViT has no names in 'augreg': write it with names='vitjax'.")
     if timm_cnn_names.table_of(loop) or swin_names.is_ours(loop) or pit_names.is_ours(loop):
         raise UserError("names='augreg' are those of Vision Transformers; this network has them in 'timm'.")
     return {flax_names.to_augreg(name): array for name, array in loop.items()}
@@ -87,6 +90,8 @@ def _named(params: Mapping[str, Any], names: str) -> dict[str, np.ndarray]:
 
 def _table(params: Collection[str]) -> timm_names.Table:
     """The names that timm has for this kind of network; a hybrid may have but the root of its ResNet."""
+    if binaryvit_names.is_ours(params):
+        raise UserError("A BinaryViT has no names in timm: write it with names='vitjax'.")
     if timm_cait_names.is_ours(params):
         return timm_cait_names.CAIT
     if swin_names.is_ours(params):
