@@ -13,7 +13,8 @@ from vitjax.layers.drop_path import linear_rates
 class Stage(nn.Module):
     """Residual units `unit1`, `unit2`, ... of one shape, the first with the stride.
 
-    A unit is made as `unit(**fields, stride=...)` and called as `(x, rate of stochastic depth, train, *besides)`.
+    A unit is made as `unit(**fields, stride=...)` and called as `(x, rate of stochastic depth, train)`, and
+    with what else the stage is called with.
     """
 
     unit: type[nn.Module]

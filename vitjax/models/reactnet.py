@@ -1,16 +1,17 @@
 """ReActNet and Bi-Real Net: convolutional networks with binary convolutions beside real-valued shortcuts.
 
-Sources: "ReActNet" (arXiv 2003.03488), liuzechun/ReActNet at a6cd08d: the MobileNet layout (ReActNet-A) and the
-ResNet layout, in both steps of training; "Bi-Real Net" (arXiv 1808.00278), liuzechun/Bi-Real-net at f58aa4d.
-Released files of all of them load by `vitjax.weights` (`reactnet_names`).
+Sources: "ReActNet" (arXiv 2003.03488), liuzechun/ReActNet at a6cd08d: the MobileNet layout (ReActNet-A) and
+the ResNet layout, in both steps of training; "Bi-Real Net" (arXiv 1808.00278), liuzechun/Bi-Real-net at
+f58aa4d. Released files of all of them load by `vitjax.weights` (`reactnet_names`).
 
 ReActNet is trained in two steps: binary activations with real weights (`precision="w32a1"`), then, from the
 parameters of that, both binary (`"binary"`). Parameters have the same names and shapes in all precisions, so
-`config.model_init` takes a run of the first step, or a released file of either step, as it is. The released code
-of the MobileNet layout begins its second step without the first's binary kernels, for it names them differently:
-`model_init.dont_load=(".*/conv(3x3|1x1)(_[12])?/kernel",)` is what it did.
+`config.model_init` takes a run of the first step, or a released file of either step, as it is. The released
+code of the MobileNet layout begins its second step without the first's binary kernels, for it names them
+differently: `model_init.dont_load=(".*/conv(3x3|1x1)(_[12])?/kernel",)` is what it did.
 
-A name with `_release` behind it has those choices of the released code that are not the defaults here, `RELEASE`.
+A name with `_release` behind it stands for the same network with the choices of the released code that are
+not the defaults here, `RELEASE`.
 """
 
 from collections.abc import Sequence
@@ -26,7 +27,6 @@ from vitjax.layers.batch_norm import BatchNorm
 from vitjax.layers.binary import ESTIMATORS, PRECISIONS, BinaryConv, RPReLU, binarises
 from vitjax.layers.convolution import Conv
 from vitjax.layers.drop_path import DropPath, linear_rates
-from vitjax.layers.initialisation import Initializer
 from vitjax.layers.pooling import max_pool
 from vitjax.layers.residual_stages import stages
 from vitjax.models.convnet import check_fields, classify, refuse_integers, uniform_by
@@ -56,7 +56,7 @@ POSITIVE = nn.initializers.uniform(0.001)
 def halve(x, odd_maps: str):
     """Means of 2x2 windows with stride 2: `[B, H, W, C]` to `[B, H/2, W/2, C]`.
 
-    Of an odd side, `cover` takes the mean of what is there of the last window, and `drop` leaves its pixels out.
+    Of an odd side, `cover` takes the mean of what is there of the last window; `drop` leaves its pixels out.
     """
     batch, height, width, channels = x.shape
     if odd_maps == "cover":
@@ -68,16 +68,16 @@ def halve(x, odd_maps: str):
 
 
 def refuse_other_maps(y, shortcut, odd_maps: str) -> None:
-    """Raises a `UserError` if the shortcut cannot be added to `y`, as happens after an odd map without `cover`.
+    """Raises a `UserError` if the shortcut cannot be added to `y`: after an odd map, without `cover`.
 
-    A shortcut of a single pixel is added to every one, as it is in the released code.
+    A shortcut of a single pixel is added to every one, as in the released code.
     """
     if any(there not in (here, 1) for here, there in zip(y.shape[1:3], shortcut.shape[1:3], strict=True)):
         here, there = ("x".join(map(str, map_.shape[1:3])) for map_ in (y, shortcut))
         raise UserError(
             f"A convolution of stride 2 leaves a map of {here} pixels, its shortcut one of {there}: with "
-            f"odd_maps={odd_maps!r} a map must have even sides before it. Take images whose sides are multiples "
-            "of 32, or odd_maps='cover'."
+            f"odd_maps={odd_maps!r} a map must have even sides before it. Take images whose sides are "
+            "multiples of 32, or odd_maps='cover'."
         )
 
 
@@ -96,7 +96,9 @@ class BinaryBlock(nn.Module):
     odd_maps: str = "cover"
     dtype: DTypeLike = jnp.float32
 
-    def convolve(self, x, features: int, kernel_size: int, stride: int, name: str, progress, move: bool = True):
+    def convolve(
+        self, x, features: int, kernel_size: int, stride: int, name: str, progress, move: bool = True
+    ):
         """The binary convolution `name` of `x` `[B, H, W, C]`, with its own shift unless `move` is False."""
         padding = kernel_size // 2
         binary_weights, binary_inputs = binarises(self.precision)
@@ -151,7 +153,7 @@ class MobileBlock(BinaryBlock):
 
 
 class ResidualBlock(BinaryBlock):
-    """A binary 3x3 convolution with a shortcut; where the shape changes, that is pooled, and convolved by 1x1."""
+    """A binary 3x3 convolution with a shortcut; where the shape changes, that is pooled and convolved by 1x1."""
 
     react: bool = True  # False: without shifts and RPReLU, Bi-Real Net's block, which ends with the sum
 
@@ -172,9 +174,9 @@ class ReActNet(nn.Module):
     """ReActNet in the layout of MobileNet; the defaults are those of ReActNet-A.
 
     `model.apply(variables, image, train=False) -> (logits, out)` for float images `[B, H, W, C]`. Batch
-    statistics are the collection `batch_stats`, as of `models.resnet`. Parameters are named `conv_root`, `bn_root`,
-    `block{i}/{conv3x3, bn1, rprelu1, move2, conv1x1, bn2, rprelu2}`, with `conv1x1_1`, `conv1x1_2`, `bn2_1`,
-    `bn2_2` where the width doubles, and `head`.
+    statistics are the collection `batch_stats`, as of `models.resnet`. Parameters are named `conv_root`,
+    `bn_root`, `block{i}/{conv3x3, bn1, rprelu1, move2, conv1x1, bn2, rprelu2}` and `head`; where the width
+    doubles, there are `conv1x1_1`, `conv1x1_2`, `bn2_1` and `bn2_2`.
 
     Fields:
       num_classes: size of the head; None or 0 for no head (`logits` are then `pre_logits`).
@@ -187,11 +189,12 @@ class ReActNet(nn.Module):
       estimator: of the gradient of signs, `layers.binary.ESTIMATORS`.
       latent_init: how kernels begin whose signs are taken. `fan_in`: like all others, uniform in
         ±1/sqrt(inputs). `positive`: uniform in [0, 0.001], as released: every sign is 1 at first.
-      border: what stands around a map of signs before a 3x3 convolution. `zeros`: as published, a third value.
-        `ones`: signs, so that one bit holds all there is; published weights were not trained so.
-      odd_maps: what the shortcut of a stride of 2 does with a map of an odd side: `cover`, the mean of what is
-        there of the last window; `drop`, as released: no part of it, and the sum is refused as its terms
-        have different sizes (a single pixel is added to all). All is the same for images of multiples of 32.
+      border: what stands around a map of signs before a 3x3 convolution. `zeros`: as published, a third
+        value. `ones`: signs, so that one bit holds all there is; published weights were not trained so.
+      odd_maps: what the shortcut of a stride of 2 does with a map of an odd side. `cover`: takes the mean of
+        what is there of the last window. `drop`: leaves its pixels out, as released; the sum is then refused,
+        for its terms differ in size, unless the shortcut is a single pixel, which is added to all. Images
+        whose sides are multiples of 32 have no such maps.
       drop_path: rate of stochastic depth in the last block, growing linearly from 0 in the first.
       remat: recompute blocks in the backward pass, keeping what this policy of jax names
         (`layers.encoder.REMAT_POLICIES`).
@@ -217,7 +220,8 @@ class ReActNet(nn.Module):
         check_fields(self, CHOICES, at_least_one=("root_width", "root_stride", "widths", "strides"))
         if len(self.widths) != len(self.strides):
             raise UserError(
-                f"strides={self.strides!r} must have one entry for each of the {len(self.widths)} blocks of widths."
+                f"strides={self.strides!r} must have one entry for each of the {len(self.widths)} blocks "
+                f"of widths={self.widths!r}."
             )
         if any(stride not in (1, 2) for stride in self.strides):
             raise UserError(f"strides={self.strides!r} must be 1 or 2: the shortcut is pooled by 2.")
@@ -225,8 +229,8 @@ class ReActNet(nn.Module):
         for i, (width, previous) in enumerate(zip(self.widths, before, strict=False)):
             if width not in (previous, 2 * previous):
                 raise UserError(
-                    f"widths={self.widths!r}: block {i + 1} is {width} wide after {previous}. A block has the width "
-                    f"of the one before, or twice as much: {previous} or {2 * previous}."
+                    f"widths={self.widths!r}: block {i + 1} is {width} wide after {previous}. A block has "
+                    f"the width of what is before it, or twice as much: {previous} or {2 * previous}."
                 )
         super().__post_init__()
 

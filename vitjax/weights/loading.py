@@ -159,8 +159,8 @@ def _other_binary_network(
     if not there or not here or there == here:
         return None
     return UserError(
-        f"{described} is a {there}, and the model is a {here}. The second step of training starts from the first"
-        " step's network: give model.name and its sizes as they were there."
+        f"{described} is a {there}, and the model is a {here}. The second step of training starts from the"
+        " first step's network: give model.name and its sizes as they were there."
     )
 
 

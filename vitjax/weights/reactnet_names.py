@@ -35,11 +35,12 @@ def _shift(theirs: str, ours: str) -> Table:
     return {f"{theirs}.bias": (BIAS, ours)}
 
 
-def _rprelu(before: str, slope: str, after: str, ours: str) -> Table:
+def _rprelu(block: str, parts: str, ours: str) -> Table:
+    before, slope, after = parts.split()
     return {
-        f"{before}.bias": (BIAS, f"{ours}/move1"),
-        f"{slope}.weight": (SAME, f"{ours}/slope"),
-        f"{after}.bias": (BIAS, f"{ours}/move2"),
+        f"{block}.{before}.bias": (BIAS, f"{ours}/move1"),
+        f"{block}.{slope}.weight": (SAME, f"{ours}/slope"),
+        f"{block}.{after}.bias": (BIAS, f"{ours}/move2"),
     }
 
 
@@ -51,13 +52,13 @@ MOBILENET: Table = {
     **_shift(f"{_FEATURE}.move11", f"{_BLOCK}/conv3x3/move"),
     **_conv(f"{_FEATURE}.binary_3x3", f"{_BLOCK}/conv3x3"),
     **_batch_norm(f"{_FEATURE}.bn1", f"{_BLOCK}/bn1"),
-    **_rprelu(*(f"{_FEATURE}.{part}" for part in ("move12", "prelu1", "move13")), f"{_BLOCK}/rprelu1"),
+    **_rprelu(_FEATURE, "move12 prelu1 move13", f"{_BLOCK}/rprelu1"),
     **_shift(f"{_FEATURE}.move21", f"{_BLOCK}/move2"),
     **_conv(f"{_FEATURE}.binary_pw", f"{_BLOCK}/conv1x1"),
     **_batch_norm(f"{_FEATURE}.bn2", f"{_BLOCK}/bn2"),
     **_conv(f"{_FEATURE}.binary_pw_down{{j}}", f"{_BLOCK}/conv1x1_{{j}}"),
     **_batch_norm(f"{_FEATURE}.bn2_{{j}}", f"{_BLOCK}/bn2_{{j}}"),
-    **_rprelu(*(f"{_FEATURE}.{part}" for part in ("move22", "prelu2", "move23")), f"{_BLOCK}/rprelu2"),
+    **_rprelu(_FEATURE, "move22 prelu2 move23", f"{_BLOCK}/rprelu2"),
     **linear("fc", "head"),
 }
 
@@ -71,7 +72,7 @@ RESNET: Table = {
     **_batch_norm(f"{_LAYER}.bn1", f"{_UNIT}/bn"),
     **_conv(f"{_LAYER}.downsample.1", f"{_UNIT}/conv_proj"),
     **_batch_norm(f"{_LAYER}.downsample.2", f"{_UNIT}/bn_proj"),
-    **_rprelu(*(f"{_LAYER}.{part}" for part in ("move1", "prelu", "move2")), f"{_UNIT}/rprelu"),
+    **_rprelu(_LAYER, "move1 prelu move2", f"{_UNIT}/rprelu"),
     **linear("fc", "head"),
 }
 
@@ -100,7 +101,7 @@ def translate(
 
 
 def _outputs(name: re.Match[str], entries: Mapping[str, Stored]) -> tuple[int, int]:
-    """The number of outputs of a flattened convolution, 0 if the file does not tell; and its kernel's side."""
+    """The outputs of a flattened convolution, 0 if the file does not tell, and the side of its kernel."""
     norm_after, side = _NORM_AFTER[name[2]]
     scale = entries.get(f"{name[1]}{norm_after}.weight")
     return scale.shape[0] if scale and len(scale.shape) == 1 else 0, side
