@@ -1,7 +1,4 @@
-"""ReActNet and Bi-Real Net as released, both steps: forward, feature maps, gradients, statistics in training.
-
-Single operations are in `units.npz`.
-"""
+"""ReActNet and Bi-Real Net as released, both steps: forward, feature maps, gradients, statistics in training."""
 
 import pathlib
 import re
@@ -13,12 +10,6 @@ import numpy as np
 
 from golden_checks import below, checks
 from vitjax import models, weights
-from vitjax.kernels import binary_conv
-from vitjax.layers.batch_norm import BatchNorm
-from vitjax.layers.binary import BinaryConv, binarise_weights, binary_sign
-from vitjax.layers.pooling import max_pool
-from vitjax.losses import softmax_xent
-from vitjax.models.reactnet import halve
 from vitjax.weights import reactnet_names
 from vitjax.weights.stored import from_array
 from vitjax.weights.tree import flatten
@@ -149,100 +140,3 @@ def close(what, ours, reference, within, floor=0.0):
     assert ours.shape == reference.shape, f"{what} is {ours.shape}, not {reference.shape}"
     error = np.abs(ours - reference).max() / max(floor, np.abs(reference).max(), 1e-30)
     assert error <= within, f"{what} is off by {error:.1e}"
-
-
-# Share of the largest number of a unit's output or gradient. Seen: at most 3e-7.
-UNIT = 1e-6
-
-
-@checks(lambda config: config.get("source_repo") == "liuzechun/ReActNet" and "family" not in config)
-def check_units(config, arrays):
-    units = [name.removesuffix("/out") for name in arrays if name.endswith("/out")]
-    others = [key for key in arrays if not any(key.startswith(f"{unit}/") for unit in units)]
-    assert units and not others, f"not compared: {others}"
-    for unit in units:
-        check_unit(unit, below(arrays, f"{unit}/"))
-
-
-def check_unit(unit, arrays):
-    """Holds one operation against its output, its gradients, and the statistics after it."""
-    inputs = {name: nhwc(array) for name, array in below(arrays, "in/").items()}
-    wanted = {name: nhwc(array) for name, array in below(arrays, "grad/").items()}
-    kept = {name: array for name, array in inputs.items() if name not in wanted}
-    operation = OPERATIONS[unit.split("/")[0]](unit, arrays)
-
-    def apply(given):
-        found = operation(**given, **kept)
-        return found if isinstance(found, tuple) else (found, {})
-
-    @jax.jit
-    def run(given, upstream):
-        y, pull, after = jax.vjp(apply, given, has_aux=True)
-        return y, pull(upstream)[0], after
-
-    with jax.default_matmul_precision("highest"):
-        y, grads, after = run({name: inputs[name] for name in wanted}, nhwc(arrays["upstream"]))
-    close(unit, y, nhwc(arrays["out"]), UNIT)
-    for name, reference in wanted.items():
-        close(f"{unit}: the gradient of {name}", grads[name], reference, UNIT)
-    for name, reference in arrays.items():
-        if name.endswith("_after"):
-            close(f"{unit}: {name}", after[name.removesuffix("_after")], reference, UNIT)
-
-
-def nhwc(array):
-    """Maps `[B, C, H, W]` as they lie here, and kernels `[D, C, k, k]` alike; other arrays as they are."""
-    return jnp.asarray(array.transpose(0, 2, 3, 1) if array.ndim == 4 else array)
-
-
-def binary_activation(unit, arrays):
-    np.testing.assert_array_equal(binary_sign(jnp.asarray(arrays["in/x"])), arrays["out"])
-    return lambda x: binary_sign(x)
-
-
-def hard_binary_conv(unit, arrays):
-    """Binary weights, and the input as it is: through the door if that is binary, too."""
-    size, sides = arrays["in/weight"].shape[-1], (arrays["in/x"].shape[-1], arrays["out"].shape[-1])
-    where = {"stride": round(sides[0] / sides[1]), "padding": size // 2}
-    kernel = lambda weight: weight.transpose(1, 2, 3, 0)  # [D, k, k, C]
-    if not set(np.unique(arrays["in/x"])) <= {-1, 0, 1}:
-        layer = BinaryConv(len(arrays["in/weight"]), size, **where, precision="w1a32", move=False)
-        return lambda x, weight: layer.apply({"params": {"kernel": kernel(weight)}}, x)
-
-    def through_the_door(x, weight):
-        signs, scale = binarise_weights(kernel(weight), centred=False)
-        return binary_conv(x, signs, **where) * scale
-
-    return through_the_door
-
-
-def distributional_loss(unit, arrays):
-    """Cross-entropy to the teacher's probabilities."""
-    return lambda student, teacher: softmax_xent(student, jax.nn.softmax(teacher))
-
-
-def pool(unit, arrays):
-    """As released, an odd map loses its last row and column."""
-    return (lambda x: max_pool(x)) if "max" in unit else lambda x: halve(x, "drop")
-
-
-def norm(unit, arrays):
-    before = {name: jnp.asarray(arrays[f"running_{name}_before"]) for name in ("mean", "var")}
-
-    def normalise(x, weight, bias):
-        variables = {"params": {"scale": weight, "bias": bias}, "batch_stats": before}
-        y, moved = BatchNorm().apply(variables, x, train=unit.endswith("/train"), mutable=["batch_stats"])
-        return y, {f"running_{name}": array for name, array in flatten(moved["batch_stats"]).items()}
-
-    return normalise
-
-
-# `(unit, arrays) -> operation` by the first part of a unit's name; the operation takes what is in the file.
-OPERATIONS = {
-    "binary_activation": binary_activation,
-    "hard_binary_conv": hard_binary_conv,
-    "distributional_loss": distributional_loss,
-    "stem_maxpool_3x3_s2_p1": pool,
-    "shortcut_avgpool_2x2_s2": pool,
-    "batchnorm": norm,
-}

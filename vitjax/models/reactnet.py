@@ -25,6 +25,7 @@ from jax.typing import DTypeLike
 from vitjax.errors import UserError
 from vitjax.layers.batch_norm import BatchNorm
 from vitjax.layers.binary import ESTIMATORS, PRECISIONS, BinaryConv, RPReLU, binarises
+from vitjax.layers.binary_shortcuts import mean_of_windows
 from vitjax.layers.convolution import Conv
 from vitjax.layers.drop_path import DropPath, linear_rates
 from vitjax.layers.pooling import max_pool
@@ -58,13 +59,11 @@ def halve(x, odd_maps: str):
 
     Of an odd side, `cover` takes the mean of what is there of the last window; `drop` leaves its pixels out.
     """
-    batch, height, width, channels = x.shape
+    _, height, width, _ = x.shape
     if odd_maps == "cover":
         # The last row or column twice: the mean of both is itself.
         x = jnp.pad(x, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
-    else:
-        x = x[:, : height // 2 * 2, : width // 2 * 2]
-    return x.reshape(batch, x.shape[1] // 2, 2, x.shape[2] // 2, 2, channels).mean((2, 4))
+    return mean_of_windows(x, 2)
 
 
 def refuse_other_maps(y, shortcut, odd_maps: str) -> None:
@@ -153,7 +152,7 @@ class MobileBlock(BinaryBlock):
 
 
 class ResidualBlock(BinaryBlock):
-    """A binary 3x3 convolution with a shortcut; where the shape changes, that is pooled and convolved by 1x1."""
+    """A binary 3x3 convolution with a shortcut; where the shape changes, that is pooled, and a 1x1 fits it."""
 
     react: bool = True  # False: without shifts and RPReLU, Bi-Real Net's block, which ends with the sum
 
