@@ -42,11 +42,11 @@ def _tanh(x, progress):
 
 
 def _reste(x, progress):
-    """Derivative of sign(x) |x|^(1/o), o from 1 to 3: "ReSTE" (arXiv 2308.06689).
+    """Derivative of sign(x) |x|^(1/o), o from 1 to 3 as a cosine rises: "ReSTE" (arXiv 2308.06689).
 
     It is 0 where |x| > 1.5, and within 0.1 of 0, where it would grow without bound, the slope of the chord.
     """
-    o = 1 + 2 * progress
+    o = 1 + 2 * (1 - jnp.cos(progress * jnp.pi / 2))
     size = jnp.abs(x)
     steep = 0.1 ** (1 / o - 1)
     slope = jnp.maximum(size, 0.1) ** (1 / o - 1) / o
@@ -131,7 +131,7 @@ _weights.defvjp(_weights_forward, _weights_backward)
 
 @jax.custom_vjp
 def binarise_attention(probabilities, clip):
-    """Returns `(on, clip)` of attention probabilities: 1 where p / clip > 1/2, else 0; `clip` is their scale.
+    """Returns `(on, clip)` of attention probabilities: 1 where p / clip > 1/2, else 0, and their scale.
 
     `clip` is one learned number. Let `on * clip` have the gradient G, and q be p / clip: the gradient of p
     is G where q lies in [0, 1], ends included. That of `clip` is the sum of G * (on - q) there, and of G
@@ -154,7 +154,32 @@ def _attention_backward(saved, grads):
 
 binarise_attention.defvjp(_attention_forward, _attention_backward)
 
-PRECISIONS = ("binary", "w1a32", "w32a1", "float")
+
+@jax.custom_vjp
+def scaled_sign(x, scale):
+    """Returns `(signs, scale)` of `x`, where `scale`, one number, is learned (BiT, arXiv 2205.13016).
+
+    It is kept above 1e-5. Let `scale * signs` have the gradient G: the gradient of x is G where |x| <=
+    scale, ends included, that of `scale` the sum of G * signs over the square root of how many numbers `x`
+    has.
+    """
+    return jnp.sign(x), jnp.maximum(scale, 1e-5)
+
+
+def _scaled_forward(x, scale):
+    signs, scale = scaled_sign(x, scale)
+    return (signs, scale), (x, scale)
+
+
+def _scaled_backward(saved, grads):
+    x, scale = saved
+    of_signs, of_scale = grads
+    return jnp.where(jnp.abs(x) <= scale, of_signs / scale, 0), of_scale / x.size**0.5
+
+
+scaled_sign.defvjp(_scaled_forward, _scaled_backward)
+
+PRECISIONS = ("binary", "w1a32", "w32a1", "float")  # w1: weights of one bit, a1: activations
 
 
 def binarises(precision: str) -> tuple[bool, bool]:
@@ -183,6 +208,7 @@ class BinaryDense(nn.Module):
     estimator: str = "triangle"
     centred: bool = True
     move: bool = True
+    learned_scale: bool = False  # of the inputs' signs, `scaled_sign` instead of `estimator`
     kernel_init: Initializer = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # PyTorch's
     dtype: DTypeLike = jnp.float32  # of the product of real numbers
 
@@ -208,6 +234,7 @@ class BinaryConv(nn.Module):
     estimator: str = "triangle"
     centred: bool = False
     move: bool = True
+    learned_scale: bool = False
     kernel_init: Initializer = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
     dtype: DTypeLike = jnp.float32
 
@@ -216,9 +243,9 @@ class BinaryConv(nn.Module):
         """Convolves `x`; `progress` is that of an annealed estimator."""
         shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
         kernel = self.param("kernel", self.kernel_init, shape)
-        where = {"stride": self.stride, "padding": self.padding}
-        real = functools.partial(_convolve, **where)
-        return _product(self, x, kernel, progress, real, functools.partial(binary_conv, **where))
+        real = functools.partial(_convolve, stride=self.stride, padding=self.padding)
+        binary = functools.partial(binary_conv, stride=self.stride, padding=self.padding)
+        return _product(self, x, kernel, progress, real, binary)
 
 
 def _convolve(x, kernel, stride, padding):
@@ -235,14 +262,20 @@ def _product(layer, x, kernel, progress, real, binary):
     binary_weights, binary_inputs = binarises(layer.precision)
     if layer.move:
         x = x + layer.param("move", nn.initializers.zeros, (x.shape[-1],)).astype(x.dtype)
-    if binary_inputs:
+    input_scale = None
+    if binary_inputs and layer.learned_scale:
+        begin = layer.param("input_scale", nn.initializers.ones, ())
+        x, input_scale = scaled_sign(x, begin)
+    elif binary_inputs:
         x = binary_sign(x, layer.estimator, progress)
     multiply = binary if binary_weights and binary_inputs else real
     x = x.astype(layer.dtype)
-    if not binary_weights:
-        return multiply(x, kernel.astype(layer.dtype))
-    signs, scale = binarise_weights(kernel, layer.centred)
-    return multiply(x, signs.astype(layer.dtype)) * scale
+    if binary_weights:
+        signs, scale = binarise_weights(kernel, layer.centred)
+        y = multiply(x, signs.astype(layer.dtype)) * scale
+    else:
+        y = multiply(x, kernel.astype(layer.dtype))
+    return y if input_scale is None else y * input_scale
 
 
 class RPReLU(nn.Module):
