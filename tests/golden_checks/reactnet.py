@@ -1,4 +1,4 @@
-"""ReActNet and Bi-Real Net as released, both steps: forward, feature maps, gradients, statistics in training."""
+"""ReActNet and Bi-Real Net as released, both steps: forward, feature maps, gradients, batch statistics."""
 
 import pathlib
 import re

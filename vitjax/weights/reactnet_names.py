@@ -142,10 +142,16 @@ def step(names: Collection[str]) -> str:
     return f"MobileNet layout, step {2 if any(_FLAT.fullmatch(name) for name in names) else 1}"
 
 
+def is_mobile(names: Collection[str]) -> bool:
+    """Whether these are our names of a network in the MobileNet layout."""
+    return any(re.fullmatch(r"block\d+/conv3x3/kernel", name) for name in names)
+
+
 def layout(names: Collection[str]) -> str:
     """Which binary network it is that has these names of ours, and its depth; empty for any other network."""
-    if blocks := {name.split("/")[0] for name in names if re.fullmatch(r"block\d+/conv3x3/kernel", name)}:
-        return f"ReActNet in the MobileNet layout, {len(blocks)} blocks"
+    if is_mobile(names):
+        blocks = sum(name.endswith("/conv3x3/kernel") for name in names)
+        return f"ReActNet in the MobileNet layout, {blocks} blocks"
     units = [name for name in names if re.fullmatch(r"block\d+/unit\d+/conv/kernel", name)]
     if not units:
         return ""
