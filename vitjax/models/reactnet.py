@@ -152,7 +152,7 @@ class MobileBlock(BinaryBlock):
 
 
 class ResidualBlock(BinaryBlock):
-    """A binary 3x3 convolution with a shortcut; where the shape changes, a real 1x1 one is in the shortcut."""
+    """A binary 3x3 convolution with a shortcut; a real 1x1 one is in that where the shape changes."""
 
     react: bool = True  # False: without shifts and RPReLU, Bi-Real Net's block, which ends with the sum
 
