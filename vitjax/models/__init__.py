@@ -30,6 +30,7 @@ FAMILIES = (
     "vitjax.models.bit",
     "vitjax.models.regnet",
     "vitjax.models.efficientnet",
+    "vitjax.models.reactnet",
     "vitjax.models.small",
 )
 

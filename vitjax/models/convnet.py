@@ -34,7 +34,7 @@ def check_fields(model: Any, choices: Mapping[str, Sequence], *, at_least_one: S
         numbers = [value] if isinstance(value, int) else list(value)
         if not numbers or any(not isinstance(n, int) or n < 1 for n in numbers):
             raise UserError(f"{field}={value!r} must be whole numbers of 1 or more.")
-    if hasattr(model, "widths") and len(model.widths) != len(model.units):
+    if hasattr(model, "units") and hasattr(model, "widths") and len(model.widths) != len(model.units):
         raise UserError(
             f"widths={model.widths!r} must have one entry for each of the {len(model.units)} stages of units."
         )

@@ -131,7 +131,7 @@ def _provided(source: str, model: str) -> dict[str, tuple[int, ...]]:
 
 def fields(provided: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     """The fields of a model that tell in its parameters: pooling, norms, layers that may be there."""
-    from vitjax.weights import pit_names, relative_position, swin_names, timm_cnn_names
+    from vitjax.weights import pit_names, reactnet_names, relative_position, swin_names, timm_cnn_names
 
     names = set(provided)
     if swin_names.is_ours(names):
@@ -143,7 +143,9 @@ def fields(provided: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
             "spt_pooling": "pooling_0/projection/bias" in names,
             "qkv_bias": any("/query/bias" in name for name in names),
         }
-    if table := timm_cnn_names.table_of(names):
+    if reactnet_names.is_mobile(names):
+        return {}
+    if table := timm_cnn_names.table_of(names):  # of ReActNets in the layout of ResNets, that of ResNets
         small = provided["conv_root/kernel"][0] == 3
         return {"stem": "small" if small else "imagenet"} if table is timm_cnn_names.RESNET else {}
     has = lambda part: any(part in name for name in names)

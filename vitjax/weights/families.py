@@ -16,6 +16,7 @@ from vitjax.weights import (
     flax_names,
     huggingface_names,
     pit_names,
+    reactnet_names,
     spt_lsa_names,
     swin_names,
     t2t_names,
@@ -65,6 +66,7 @@ def _timm_cnn(network: str, first: str, table: timm_names.Table) -> Family:
 
 _OFFICIAL = "facebookresearch/deit"
 _SPT_LSA = "aanna0701/SPT_LSA_ViT"
+_REACTNET = "liuzechun/ReActNet"
 
 FAMILIES = (
     Family(
@@ -115,6 +117,21 @@ FAMILIES = (
         _by(timm_names.ALL),
         "bicubic_aa",
     ),
+    Family(
+        _REACTNET,
+        reactnet_names.is_mobilenet,
+        reactnet_names.FROM_MOBILENET,
+        "bicubic",
+        reactnet_names.step,
+    ),
+    Family(
+        _REACTNET,
+        reactnet_names.is_resnet,
+        reactnet_names.FROM_RESNET,
+        "bicubic",
+        lambda names: "ResNet layout",
+    ),
+    Family("liuzechun/Bi-Real-net", reactnet_names.is_bireal, reactnet_names.FROM_RESNET, "bicubic"),
     _timm_cnn("ResNet", r"layer1\.0\.conv1\.weight", timm_cnn_names.RESNET),
     _timm_cnn("RegNet", r"s1\.b1\.conv1\.conv\.weight", timm_cnn_names.REGNET),
     _timm_cnn("BiT ResNet", r"stages\.0\.blocks\.0\.norm1\.weight", timm_cnn_names.BIT),

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from vitjax.errors import UserError, nearest
-from vitjax.weights import class_position, families, merge, relative_position
+from vitjax.weights import class_position, families, merge, reactnet_names, relative_position
 from vitjax.weights.archive import CHECKPOINT, open_archive
 from vitjax.weights.position import METHODS
 from vitjax.weights.resolve import resolve
@@ -129,8 +129,10 @@ def _load(
         moves = [merge.unstacked(move, entries[move.entry].shape) for move in moves]
     wanted = merge.slots(shapes, stacked_in_file=stacked and any(map(is_stacked, shapes)))
     found = merge.fit(moves, unknown, entries, wanted, dont_load)
-    if error := merge.told(found, f"{archive.path!r} ({archive.kind}, {weights.described})"):
-        raise error
+    described = f"{archive.path!r} ({archive.kind}, {weights.described})"
+    if error := merge.told(found, described):
+        in_file = [target for move in moves for target in move.targets]
+        raise _other_binary_network(described, in_file, shapes) or error
     _check_compressed(archive, found, entries, shapes)
     params, bad = merge.read(found, entries, wanted, shapes)
     notes = list(weights.notes)
@@ -146,6 +148,19 @@ def _load(
     return Loaded(
         nest({name: params[name] for name in shapes if name in params}),
         _report(archive, weights, found, stacked, shapes, notes),
+    )
+
+
+def _other_binary_network(
+    described: str, in_file: Collection[str], in_model: Collection[str]
+) -> UserError | None:
+    """The error for a ReActNet or Bi-Real Net of another layout or depth than the model, if it is that."""
+    there, here = reactnet_names.layout(in_file), reactnet_names.layout(in_model)
+    if not there or not here or there == here:
+        return None
+    return UserError(
+        f"{described} is a {there}, and the model is a {here}. The second step of training starts from the"
+        " first step's network: give model.name and its sizes as they were there."
     )
 
 

@@ -15,6 +15,7 @@ from vitjax.weights import (
     binaryvit_names,
     flax_names,
     pit_names,
+    reactnet_names,
     spt_lsa_names,
     swin_names,
     timm_cait_names,
@@ -71,6 +72,8 @@ def _named(params: Mapping[str, Any], names: str) -> dict[str, np.ndarray]:
     flat = {name: _float32(name, array) for name, array in params.items()}
     if names == "vitjax":
         return flat
+    if binary := reactnet_names.layout(flat):
+        raise UserError(f"names={names!r} has none for a {binary}: names='vitjax' has.")
     loop: dict[str, np.ndarray] = {}
     for name, array in flat.items():
         if is_stacked(name):
