@@ -7,6 +7,7 @@ networks counts.
 
 import dataclasses
 import functools
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -265,7 +266,7 @@ def _scales(array: _Value, by: _Value) -> bool:
 
 
 def _is_vector(shape: Sequence[int]) -> bool:
-    return len(shape) > 0 and all(size == 1 for size in shape[:-1])
+    return math.prod(shape[:-1]) == 1 < math.prod(shape)
 
 
 def _stays(eqn: JaxprEqn) -> bool:
