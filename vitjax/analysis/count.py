@@ -108,10 +108,9 @@ def _row(model: Any, name: str, settings: str, resolution: int, num_classes: int
     import jax.numpy as jnp
 
     from vitjax.analysis import arithmetic
-    from vitjax.analysis.programs import abstract_variables
 
-    variables = abstract_variables(model, (resolution, resolution, 3))
     image = jax.ShapeDtypeStruct((1, resolution, resolution, 3), jnp.float32)
+    variables = jax.eval_shape(model.init, jax.random.key(0), image)
     network = arithmetic.read(model, variables, image)
     sizes = {key: sum(leaf.size for leaf in jax.tree.leaves(tree)) for key, tree in variables.items()}
     parameters, binary, operations = sizes["params"], sum(network.binary.values()), network.operations
