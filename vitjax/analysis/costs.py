@@ -14,8 +14,8 @@ def multiply_accumulates(function: Callable, *abstract_args: Any) -> int:
     Nothing is computed. FLOPs in the usual sense are twice this number, those of a training step about three
     times the forward pass (the backward pass multiplies with inputs and with weights). Counted is what the
     function's outputs depend on, as it is written: padding that a convolution multiplies with included,
-    element-wise arithmetic, norms, softmax and pooling left out. A `scan` counts as often as it runs its
-    body, a `cond` as its dearest branch.
+    element-wise arithmetic, norms, softmax and pooling left out. Binary products count as real ones do. A
+    `scan` counts as often as it runs its body, a `cond` as its dearest branch.
 
     The published "GMACs" of vision models are this number: for Vision Transformers of timm they agree to
     every digit that timm's manifests give.
@@ -44,11 +44,11 @@ _Cost = Callable[[JaxprEqn], int | None]
 
 
 def _count(jaxpr: Jaxpr, cost: _Cost) -> int:
-    return sum(_cost(eqn, cost) for eqn in _used(jaxpr))
+    return sum(_cost(eqn, cost) for eqn in used(jaxpr))
 
 
-def _used(jaxpr: Jaxpr) -> Iterator[JaxprEqn]:
-    """The equations that the outputs depend on: what only the others need, the compiler drops."""
+def used(jaxpr: Jaxpr) -> Iterator[JaxprEqn]:
+    """The equations that the outputs depend on, last first: what the others need, the compiler drops."""
     wanted = {var for var in jaxpr.outvars if not isinstance(var, Literal)}
     for eqn in reversed(jaxpr.eqns):
         if eqn.effects or any(var in wanted for var in eqn.outvars):
@@ -57,6 +57,30 @@ def _used(jaxpr: Jaxpr) -> Iterator[JaxprEqn]:
 
 
 def _products(eqn: JaxprEqn) -> int | None:
+    binary = binary_product(eqn)
+    return real_product(eqn) if binary is None else binary
+
+
+def binary_product(eqn: JaxprEqn) -> int | None:
+    """Multiply-accumulates of a call of `vitjax.kernels`' door; None of anything else.
+
+    They follow from the shapes of the operands, so whatever backend multiplies counts the same.
+    """
+    name, shapes = called(eqn), [var.aval.shape for var in eqn.invars[:2]]
+    if name == "binary_matmul":
+        return _size(eqn.outvars[0].aval.shape) * shapes[0][-1]
+    return _size(eqn.outvars[0].aval.shape) * _size(shapes[1][:-1]) if name == "binary_conv" else None
+
+
+def called(eqn: JaxprEqn) -> str | None:
+    """The function that an equation calls, jitted or with its own gradient; no leading underscore."""
+    if eqn.primitive.name == "custom_vjp_call":
+        return open_jaxpr(eqn.params["call_jaxpr"]).debug_info.func_name.lstrip("_")
+    return eqn.params["name"].lstrip("_") if eqn.primitive.name == "jit" else None
+
+
+def real_product(eqn: JaxprEqn) -> int | None:
+    """Multiply-accumulates of a matrix product or convolution; None of anything else."""
     if eqn.primitive.name == "dot_general":
         return _dot_general(eqn)
     return _convolution(eqn) if eqn.primitive.name == "conv_general_dilated" else None
@@ -66,7 +90,7 @@ def _normalised(eqn: JaxprEqn) -> int | None:
     """A LayerNorm is a function with a gradient of its own that takes the root of a variance."""
     if eqn.primitive.name != "custom_vjp_call":
         return None
-    inside = [inner.primitive.name for inner in _open(eqn.params["call_jaxpr"]).eqns]
+    inside = [inner.primitive.name for inner in open_jaxpr(eqn.params["call_jaxpr"]).eqns]
     return _size(eqn.outvars[0].aval.shape) if "rsqrt" in inside else None
 
 
@@ -74,7 +98,7 @@ def _cost(eqn: JaxprEqn, cost: _Cost) -> int:
     name = eqn.primitive.name
     if (own := cost(eqn)) is not None:
         return own
-    costs = [_count(_open(inner), cost) for inner in jaxprs_in_params(eqn.params)]
+    costs = [_count(open_jaxpr(inner), cost) for inner in jaxprs_in_params(eqn.params)]
     if not any(costs):
         return 0
     if name in ("while", "shard_map", "pallas_call"):
@@ -84,7 +108,8 @@ def _cost(eqn: JaxprEqn, cost: _Cost) -> int:
     return sum(costs) * (eqn.params["length"] if name == "scan" else 1)
 
 
-def _open(jaxpr: Jaxpr | ClosedJaxpr) -> Jaxpr:
+def open_jaxpr(jaxpr: Jaxpr | ClosedJaxpr) -> Jaxpr:
+    """The program, without its constants if it is closed over some."""
     return jaxpr.jaxpr if isinstance(jaxpr, ClosedJaxpr) else jaxpr
 
 

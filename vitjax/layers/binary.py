@@ -105,11 +105,11 @@ def binarise_weights(kernel, centred: bool = True, axes: int | Sequence[int] | N
     passes none.
     """
     axes = range(kernel.ndim - 1) if axes is None else (axes,) if isinstance(axes, int) else axes
-    return cast(tuple[jax.Array, jax.Array], _weights(kernel, centred, tuple(axes)))
+    return cast(tuple[jax.Array, jax.Array], _binarise_weights(kernel, centred, tuple(axes)))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
-def _weights(kernel, centred, axes):
+def _binarise_weights(kernel, centred, axes):
     return _weights_forward(kernel, centred, axes)[0]
 
 
@@ -127,7 +127,7 @@ def _weights_backward(centred, axes, saved, grads):
     return (grad - grad.mean(axes, keepdims=True) if centred else grad,)
 
 
-_weights.defvjp(_weights_forward, _weights_backward)
+_binarise_weights.defvjp(_weights_forward, _weights_backward)
 
 
 @jax.custom_vjp
