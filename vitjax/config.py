@@ -54,6 +54,7 @@ class Settings:
       wd_mults: (regex, factor) pairs.
       schedule: learning-rate schedule, or (regex, schedule or None) pairs; None freezes.
       grad_clip_norm: largest global gradient norm.
+      weight_clips: (regex, limit) pairs; these parameters are clipped to [-limit, limit] after each update.
       grad_accum: number of slices in which a batch goes through the model.
       ema: exponential moving average of parameters and batch statistics: decay, warmup.
       mesh: (axis, size) pairs; one size may be -1.
@@ -81,6 +82,7 @@ class Settings:
     wd_mults: Sequence | None = None
     schedule: Mapping | Sequence | None = None
     grad_clip_norm: float | None = None
+    weight_clips: Sequence = ()
     grad_accum: int = 1
     ema: Mapping | None = None
     mesh: Sequence = (("data", -1),)

@@ -462,7 +462,7 @@ def check_best_metric(experiment: Experiment) -> None:
 def optimizer_section(config: ConfigDict) -> dict[str, Any]:
     """The top-level keys that `optim.create` reads."""
     keys = ("optax_name", "optax", "lr", "lr_base_batch", "lr_mults", "layer_decay", "wd", "wd_mults")
-    keys += ("schedule", "grad_clip_norm")
+    keys += ("schedule", "grad_clip_norm", "weight_clips")
     return {key: plain(config[key]) for key in keys if config.get(key) is not None}
 
 

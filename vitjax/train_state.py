@@ -148,7 +148,7 @@ def make_step(
         updates, opt_state = optimizer.update(
             grads, state.opt_state, state.params, hyperparameters=hyper.optimizer
         )
-        params = optax.apply_updates(state.params, updates)
+        params = optimizer.apply(state.params, updates)
         averages = state.ema_params, state.ema_model_state
         if update_ema:
             averages = update_ema(averages, (params, model_state), state.step)
