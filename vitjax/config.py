@@ -60,6 +60,7 @@ class Settings:
       mesh: (axis, size) pairs; one size may be -1.
       sharding: (regex, placement) pairs over parameter names.
       matmul_precision: jax_default_matmul_precision of the run.
+      diagnostics: what is measured inside a binary network while it trains: layers, histograms.
       keep_last: how many of the newest checkpoints stay; with 2 there is one to go back to.
       best_metric: metric by which the best checkpoint is kept, such as val/prec@1.
       report: write report.html at the end.
@@ -88,6 +89,7 @@ class Settings:
     mesh: Sequence = (("data", -1),)
     sharding: Sequence = ()
     matmul_precision: str | None = None
+    diagnostics: Mapping | None = None
     keep_last: int = 2
     best_metric: str | None = None
     report: bool = True
@@ -337,6 +339,7 @@ BESIDE_TRAINING = (
     "evals",
     "mesh",
     "sharding",
+    "diagnostics",
     "keep_last",
     "best_metric",
     "report",

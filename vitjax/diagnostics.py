@@ -37,7 +37,8 @@ HISTOGRAMS = "histograms"  # key of the metrics that are no scalars
 # The quantisers by the names that their traces bear.
 SIGN, WEIGHTS, ATTENTION = (f.__name__ for f in (binary._sign, binary._weights, binary.binarise_attention))
 
-Found = dict[str, dict[str, jax.Array]]  # by place; [L, ...] inside a scan of length L
+Place = tuple[str, str]  # kind of quantiser, path of the module that calls it
+Found = dict[Place, dict[str, jax.Array]]  # [L, ...] inside a scan of length L
 _Look = Callable[[JaxprEqn, Sequence[Any], Sequence[Any]], dict[str, jax.Array]]
 
 
@@ -45,7 +46,7 @@ class Diagnostics:
     """Measures a binary network around one update of it.
 
     Args:
-      forward: `(params, model_state, batch, rng) -> anything`, the forward pass in training.
+      forward: `(params, model_state, batch, rng, progress) -> anything`, the forward pass in training.
       layers: each quantiser by itself, too.
       histograms: histograms of the latent weights.
     """
@@ -63,10 +64,10 @@ class Diagnostics:
             )
 
     def before(
-        self, params: Any, model_state: Any, batch: dict, rng: jax.Array
-    ) -> tuple[dict[str, Any], dict[str, jax.Array]]:
+        self, params: Any, model_state: Any, batch: dict, rng: jax.Array, progress: Any = 0.0
+    ) -> tuple[dict[str, Any], dict[Place, jax.Array]]:
         """Returns `(metrics, signs)` of the state that is about to be updated; `after` wants the signs."""
-        found = observe(self._forward, _measure, params, model_state, batch, rng)
+        found = observe(self._forward, _measure, params, model_state, batch, rng, progress)
         pick = lambda key: {path: values[key] for path, values in found.items() if key in values}
         metrics: dict[str, Any] = {}
         for name, key in (
@@ -83,13 +84,19 @@ class Diagnostics:
         return metrics, pick("signs")
 
     def after(
-        self, signs: dict[str, jax.Array], params: Any, model_state: Any, batch: dict, rng: jax.Array
+        self,
+        signs: dict[Place, jax.Array],
+        params: Any,
+        model_state: Any,
+        batch: dict,
+        rng: jax.Array,
+        progress: Any = 0.0,
     ) -> dict[str, jax.Array]:
         """Returns the metrics of the update that led to `params` from where `signs` were measured.
 
         The compiler drops what of this forward pass no sign depends on: nearly all.
         """
-        found = observe(self._forward, _signs, params, model_state, batch, rng)
+        found = observe(self._forward, _signs, params, model_state, batch, rng, progress)
         flipped = {}
         for path, old in signs.items():
             changed = (found[path]["signs"] != old).astype(jnp.float32)
@@ -98,7 +105,7 @@ class Diagnostics:
         return self._told("signs_flipped", flipped, {path: found[path]["size"] for path in signs})
 
     def _told(
-        self, name: str, shares: Mapping[str, jax.Array], sizes: Mapping[str, jax.Array]
+        self, name: str, shares: Mapping[Place, jax.Array], sizes: Mapping[Place, jax.Array]
     ) -> dict[str, jax.Array]:
         """The mean over all places, each as large as it is, and with `layers` those of every place."""
         if not shares:
@@ -107,16 +114,16 @@ class Diagnostics:
         parts = [jnp.sum(share * (sizes[path] / total)) for path, share in shares.items()]
         told = {f"binary/{name}": sum(parts, start=jnp.float32(0))}
         if self._layers:
-            for path, share in shares.items():
+            for (_, path), share in shares.items():
                 told |= {f"binary/{name}/{where}": value for where, value in _each(path, share)}
         return told
 
-    def _histograms_of(self, kernels: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    def _histograms_of(self, kernels: Mapping[Place, jax.Array]) -> dict[str, jax.Array]:
         largest = jnp.stack([jnp.max(jnp.abs(kernel)) for kernel in kernels.values()]).max()
         counts = sum(histogram(kernel, largest)[:-1] for kernel in kernels.values())
         told = {"binary/latent_weights": jnp.append(jnp.asarray(counts), largest)}
         if self._layers:
-            for path, kernel in kernels.items():
+            for (_, path), kernel in kernels.items():
                 own = jnp.max(jnp.abs(kernel))
                 told[f"binary/latent_weights/{path}"] = histogram(kernel, own)
         return told
@@ -128,10 +135,11 @@ def create(section: Mapping[str, Any], task: Any) -> Diagnostics:
     Raises:
       UserError: a key nobody reads.
     """
-    forward = lambda params, model_state, batch, rng: task.forward(params, model_state, batch, rng, True)[0]
-    keys = lambda layers=False, histograms=True: None
-    keys.__annotations__ = dict(layers=bool, histograms=bool)
-    return Diagnostics(forward, **bind(keys, section, "diagnostics"))
+
+    def forward(params: Any, model_state: Any, batch: dict, rng: jax.Array, progress: Any) -> jax.Array:
+        return task.forward(params, model_state, batch, rng, train=True, progress=progress)[0]
+
+    return Diagnostics(forward, **bind(Diagnostics, section, "diagnostics", given=("forward",)))
 
 
 def histogram(values: jax.Array, largest: jax.Array) -> jax.Array:
@@ -216,7 +224,7 @@ def _run(
         inner = _program(eqn)
         if _quantiser(eqn):
             outputs = _bind(eqn, inputs)
-            found[_name(here, seen)] = look(eqn, inputs, outputs)
+            found[_name(here, eqn, seen)] = look(eqn, inputs, outputs)
         elif not any(_quantises(_open(j)) for j in jaxprs_in_params(eqn.params)):
             outputs = _bind(eqn, inputs)
         elif eqn.primitive.name == "scan":
@@ -294,8 +302,10 @@ def _open(jaxpr: Jaxpr | ClosedJaxpr) -> Jaxpr:
     return jaxpr.jaxpr if isinstance(jaxpr, ClosedJaxpr) else jaxpr
 
 
-def _name(place: str, seen: collections.Counter) -> str:
-    """The path of a module without the model's own name; the second quantiser there is numbered, `PATH.2`."""
-    name = place.partition("/")[2] or place
-    seen[name] += 1
-    return name if seen[name] == 1 else f"{name}.{seen[name]}"
+def _name(place: str, eqn: JaxprEqn, seen: collections.Counter) -> tuple[str, str]:
+    """Kind of the quantiser, and path of its module without the model's name; the second there is `PATH.2`."""
+    kind, name = _quantiser(eqn), place.partition("/")[2] or place
+    assert kind is not None
+    seen[kind, name] += 1
+    number = seen[kind, name]
+    return kind, name if number == 1 else f"{name}.{number}"

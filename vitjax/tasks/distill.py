@@ -99,6 +99,7 @@ class Distill(Classify):
         rng: jax.Array,
         train: bool = True,
         frozen: Any = None,
+        progress: jax.Array | float = 0.0,
     ):
         """Returns `(loss, (metrics, model_state))`.
 
@@ -106,8 +107,8 @@ class Distill(Classify):
         batch has labels), and `teacher_agreement`, the share of examples to which student and teacher give the same answer.
         """
         if self.teacher is None:
-            return super().loss(params, model_state, batch, rng, train)
-        logits, out, model_state = self.forward(params, model_state, batch, rng, train)
+            return super().loss(params, model_state, batch, rng, train, progress=progress)
+        logits, out, model_state = self.forward(params, model_state, batch, rng, train, progress)
         answers = self.teacher.logits(frozen, batch)
         loss, metrics = self.objective(logits, out, batch, answers)
         return loss, (metrics, model_state)
