@@ -25,6 +25,8 @@ import optax
 from vitjax import errors
 from vitjax.optim.patterns import parameter_names
 
+KERNELS = ".*/kernel"
+
 
 def scale_by_adafactor(
     *,
@@ -77,7 +79,7 @@ def sgd(
     dtype: Any = None,
     nesterov: bool = False,
     weight_decay: float = 0.0,
-    decayed: str = ".*/kernel",
+    decayed: str = KERNELS,
 ) -> optax.GradientTransformation:
     """Stochastic gradient descent: the gradient, or its momentum with an accumulator of type `dtype`.
 
@@ -96,7 +98,7 @@ def adam_l2(
     b2: float = 0.999,
     eps: float = 1e-8,
     weight_decay: float = 0.0,
-    decayed: str = ".*/kernel",
+    decayed: str = KERNELS,
     mu_dtype: Any = None,
 ) -> optax.GradientTransformation:
     """Adam with an L2 penalty: PyTorch's `Adam(weight_decay=...)`, what `AdamW` was made to replace.
@@ -113,7 +115,13 @@ def _decay_in_gradient(weight_decay: float, decayed: str) -> optax.GradientTrans
     """Adds `weight_decay` times the parameter to the gradient of those that the regex matches as a whole."""
 
     def mask(params: Any) -> Any:
-        return jax.tree.map(lambda name: bool(re.fullmatch(decayed, name)), parameter_names(params))
+        chosen = jax.tree.map(lambda name: bool(re.fullmatch(decayed, name)), parameter_names(params))
+        if decayed != KERNELS and not any(jax.tree.leaves(chosen)):
+            raise errors.UserError(
+                f"config.optax.decayed={decayed!r} matches no parameter, so nothing would decay: it must match a "
+                f"whole name, such as {jax.tree.leaves(parameter_names(params))[0]!r}."
+            )
+        return chosen
 
     return optax.add_decayed_weights(weight_decay, mask)
 
