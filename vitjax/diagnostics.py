@@ -25,6 +25,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.api_util import debug_info
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, jaxpr_as_fun, jaxprs_in_params
 
 from vitjax.config import bind
@@ -260,7 +261,8 @@ def _scan(
 def _bind(eqn: JaxprEqn, inputs: Sequence[Any]) -> Sequence[Any]:
     """Evaluates one equation as it is: as a program of this equation alone."""
     taken = {var: value for var, value in zip(eqn.invars, inputs, strict=True) if not isinstance(var, Literal)}
-    program = Jaxpr((), list(taken), eqn.outvars, [eqn], eqn.effects, debug_info=None)
+    about = debug_info("diagnostics", lambda *args: None, tuple(taken.values()), {})
+    program = Jaxpr((), list(taken), eqn.outvars, [eqn], eqn.effects, debug_info=about)
     return jaxpr_as_fun(ClosedJaxpr(program, ()))(*taken.values())
 
 
