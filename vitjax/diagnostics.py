@@ -262,6 +262,7 @@ def _bind(eqn: JaxprEqn, inputs: Sequence[Any]) -> Sequence[Any]:
     """Evaluates one equation as it is: as a program of this equation alone."""
     taken = {var: value for var, value in zip(eqn.invars, inputs, strict=True) if not isinstance(var, Literal)}
     about = debug_info("diagnostics", lambda *args: None, tuple(taken.values()), {})
+    about = about._replace(result_paths=("",) * len(eqn.outvars))
     program = Jaxpr((), list(taken), eqn.outvars, [eqn], eqn.effects, debug_info=about)
     return jaxpr_as_fun(ClosedJaxpr(program, ()))(*taken.values())
 
