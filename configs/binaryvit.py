@@ -115,7 +115,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.diagnostics = dict(layers=args.layers)
 
     # The shorter side is resized to 8/7 of the crop, 256 for 224.
-    to_eval = f"resize_small({res * 8 // 7}, 'pillow_bicubic', rounding='down')|central_crop({res}, rounding='even')"
+    to_eval = f"resize_small({res * 8 // 7}, 'pillow_bicubic', rounding='down')"
+    to_eval += f"|central_crop({res}, rounding='even')"
     if args.size == "small":
         to_eval = f"resize({res})"
     pp = f"decode|{to_eval}|vgg_value_range|{deit.LABELS}"
@@ -173,13 +174,13 @@ def task(args: types.SimpleNamespace) -> Section:
         return dict(name="classify", loss="softmax_xent", label_smoothing=0.1)
     if not args.teacher:
         raise ValueError(
-            "the loss is the teacher's answers and nothing else, so it needs a teacher: give teacher=WORKDIR of "
-            "its run or teacher=NAME with teacher_weights=FILE, or distill=none for labels alone."
+            "the loss is the teacher's answers and nothing else, so it needs a teacher: give teacher=WORKDIR "
+            "of its run or teacher=NAME with teacher_weights=FILE, or distill=none for labels alone."
         )
     return dict(name="distill", teacher=teacher(args), **kind)
 
 
 def teacher(args: types.SimpleNamespace) -> Section:
-    """The section `task.teacher`. It sees the student's images, brought to its own size and range if need be."""
+    """The section `task.teacher`. It sees the student's images, brought to its size and range if need be."""
     section = deit.teacher(args)
     return dict(section, convert=True) if "model" not in section else section

@@ -4,7 +4,8 @@
 liuzechun/Bi-Real-net), as published. Step 1 has binary activations and real weights, step 2 goes on from its
 checkpoint with both binary; each learns from a ResNet-34's answers alone:
 
-    python -m vitjax.main --config configs/reactnet.py:reactnet_a,step=1,teacher_weights=FILE --workdir runs/step1
+    python -m vitjax.main --workdir runs/step1 \\
+        --config configs/reactnet.py:reactnet_a,step=1,teacher_weights=FILE
     python -m vitjax.main --workdir runs/step2 \\
         --config configs/reactnet.py:reactnet_a,step=2,init=runs/step1,teacher_weights=FILE
 
@@ -24,8 +25,8 @@ Arguments (defaults first):
   model    reactnet_a; react_resnet18, react_resnet34, bireal_resnet18, bireal_resnet34
   step     None; 1 | 2 for ReActNet, which needs one; Bi-Real Net has none
   init     None; the workdir of step 1, which step 2 needs; init=none lets step 2 begin from scratch
-  teacher  resnet34, resnet18 for digits: a name of the registry, with teacher_weights; or the workdir of a run
-  teacher_weights  file of the teacher's weights; for digits and resnet18 the one that comes with configs/deit.py
+  teacher  resnet34, for digits resnet18: a name of the registry, with teacher_weights; or a run's workdir
+  teacher_weights  file of the teacher's weights; for digits and resnet18 the one beside configs/deit.py
   data     i1k (ImageNet through TFDS); digits; or any source: folder:PATH, arrays:PATH, tfds:NAME
   res      224; 64 for digits
   epochs   128 for ReActNet, or 256; 256 for Bi-Real Net; 20 for digits
@@ -109,9 +110,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         batch_size=lengths["batch"],
         workers=-1 if args.data == "i1k" else 0,
     )
-    config.model = dict(
-        name=args.model, precision="w32a1" if args.step == 1 else "binary", **narrow(args)
-    )
+    config.model = dict(name=args.model, precision="w32a1" if args.step == 1 else "binary", **narrow(args))
     if args.init not in (None, "none"):
         config.model_init = dict(weights=str(args.init))
     config.task = task(args)
@@ -126,7 +125,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
         config.weight_clips = ((LATENT, float(args.clip)),)
     config.diagnostics = dict(layers=args.layers)
 
-    to_eval = f"resize_small({res * 8 // 7}, 'pillow_bilinear', rounding='down')|central_crop({res}, rounding='even')"
+    to_eval = f"resize_small({res * 8 // 7}, 'pillow_bilinear', rounding='down')"
+    to_eval += f"|central_crop({res}, rounding='even')"
     often = dict(log_epochs=5) if args.data == "i1k" else dict(log_percent=0.2)
     pp = f"decode|{to_eval}|{to_model}"
     config.evals = dict(val=dict(type="accuracy", data=data["data"], split=data["val"], pp=pp, **often))

@@ -1,6 +1,7 @@
 """A network to learn from: any of the registry, from scratch, on a data set of one's own.
 
-Momentum SGD for convolutions, Adam for Transformers; cosine after a short warm-up, label smoothing, random crops. For ImageNet there are published
+Momentum SGD for convolutions, Adam and mixup for Transformers; cosine after a short warm-up, label smoothing,
+random crops. For ImageNet there are published
 teachers; see configs/deit.py. The student names the workdir of this run:
 
     python -m vitjax.main --config configs/teacher.py:resnet18,data=folder:pics --workdir runs/teacher

@@ -1,4 +1,4 @@
-"""Diagnostics of binary networks: the right numbers, wherever quantisers are, and nothing changed by looking."""
+"""Diagnostics of binary networks: the right numbers, wherever quantisers are; looking changes nothing."""
 
 import flax.linen as nn
 import jax
@@ -14,7 +14,9 @@ from vitjax.layers.binary import BinaryConv, BinaryDense, binarise_attention
 from vitjax.preemption import Preempted
 from vitjax.train import train
 
-PP = "decode|resize(8)|value_range(-1, 1)|onehot(10, key='label', key_result='labels')|keep('image', 'labels')"
+PP = (
+    "decode|resize(8)|value_range(-1, 1)|onehot(10, key='label', key_result='labels')|keep('image', 'labels')"
+)
 
 
 class Block(nn.Module):
@@ -196,7 +198,10 @@ def test_an_annealed_network_is_told_how_far_training_is():
     run = experiment.build(config_of())
     seen = []
     original = run.task.loss
-    run.task.loss = lambda *a, progress=None, **k: (seen.append(progress), original(*a, progress=progress, **k))[1]
+    run.task.loss = lambda *a, progress=None, **k: (
+        seen.append(progress),
+        original(*a, progress=progress, **k),
+    )[1]
     state = run.init_state()
     batch = {k: jnp.zeros(s.shape, s.dtype) for k, s in run.batch_spec.items()}
     jax.eval_shape(run._step(), state, batch, run.hyperparameters)

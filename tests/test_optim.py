@@ -597,9 +597,9 @@ def test_adam_with_l2_decays_what_it_is_told_inside_the_moments():
     wanted = jax.tree.map(lambda a, b: a - np.float64(b), p, params())
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-6), moved, wanted)
     with pytest.raises(UserError, match=r"config\.optax\.decayed='enc' matches no parameter"):
-        optim.create(
-            params(), total_steps=9, optax_name="adam_l2", optax=options | dict(decayed="enc")
-        ).init(params())
+        optim.create(params(), total_steps=9, optax_name="adam_l2", optax=options | dict(decayed="enc")).init(
+            params()
+        )
 
 
 def test_weights_are_clipped_after_the_update_and_others_are_not():

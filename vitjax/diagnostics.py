@@ -1,11 +1,11 @@
-"""What happens inside a binary network while it trains, measured at logging steps: config section `diagnostics`.
+"""What happens inside a binary network while it trains, seen at logging steps: config section `diagnostics`.
 
     config.diagnostics = dict()                 # means over the network
     config.diagnostics = dict(layers=True)      # and every quantiser by itself
 
-Nothing is asked of the model. The forward pass is traced, and the quantisers of `layers/binary.py` are found in
-the trace by their names, wherever a model calls them, scanned or rematerialised; a quantiser's place is the
-path of the module that calls it. So every architecture with binary weights or activations has these numbers:
+Nothing is asked of the model. The forward pass is traced, and the quantisers of `layers/binary.py` are found
+in the trace by their names, wherever a model calls them, scanned or rematerialised; a quantiser's place is
+the path of the module that calls it. So every architecture with binary weights or activations has these:
 
     binary/signs_flipped       share of binary weights whose sign this update changed
     binary/pass/weights        share of latent weights, of activations, and of attention probabilities through
@@ -15,8 +15,8 @@ path of the module that calls it. So every architecture with binary weights or a
     binary/attention_dead      share of (head, query, key) whose probability is on for no image of the batch
     binary/latent_weights      histogram of the latent weights
 
-All but the first are of the state before the update, on the images of the step. They cost one more forward pass
-at steps that are logged, and nothing at others.
+All but the first are of the state before the update, on the images of the step. They cost one more forward
+pass at steps that are logged, and next to nothing at others.
 """
 
 import collections
@@ -60,8 +60,8 @@ class Diagnostics:
         closed = jax.make_jaxpr(self._forward)(*abstract_args)
         if not _quantises(closed.jaxpr):
             raise UserError(
-                "config.diagnostics measures binary networks, but config.model has neither binary weights nor "
-                "binary activations: leave the section out, or take a binary model or precision."
+                "config.diagnostics measures binary networks, but config.model has neither binary weights "
+                "nor binary activations: leave the section out, or take a binary model or precision."
             )
 
     def before(
@@ -146,7 +146,7 @@ def create(section: Mapping[str, Any], task: Any) -> Diagnostics:
 def histogram(values: jax.Array, largest: jax.Array) -> jax.Array:
     """Counts of `values` in BINS equal bins of [-largest, largest], and `largest` behind them: `[BINS + 1]`.
 
-    A bin holds its lower end; the last one its upper end, too. By comparisons, which every device is quick at.
+    A bin holds its lower end; the last one its upper end, too. Comparisons are quick on every device.
     """
     edges = jnp.linspace(-1.0, 1.0, BINS + 1)[1:-1] * largest
     below = jnp.stack([jnp.sum(values < edge, dtype=jnp.float32) for edge in edges])
@@ -189,7 +189,7 @@ def _signs(eqn: JaxprEqn, inputs: Sequence[Any], outputs: Sequence[Any]) -> dict
 
 
 def _inside(eqn: JaxprEqn, kernel: jax.Array) -> jax.Array:
-    """Where the gradient passes. From the gradient it cannot be told: centring spreads it over all weights."""
+    """Where the gradient passes. It cannot be told from the gradient: centring spreads it everywhere."""
     equations = eqn.params["call_jaxpr"].jaxpr.eqns
     axes = next(inner.params["axes"] for inner in equations if inner.primitive.name == "reduce_sum")
     centred = any(inner.primitive.name == "sub" for inner in equations)
@@ -260,7 +260,9 @@ def _scan(
 
 def _bind(eqn: JaxprEqn, inputs: Sequence[Any]) -> Sequence[Any]:
     """Evaluates one equation as it is: as a program of this equation alone."""
-    taken = {var: value for var, value in zip(eqn.invars, inputs, strict=True) if not isinstance(var, Literal)}
+    taken = {
+        var: value for var, value in zip(eqn.invars, inputs, strict=True) if not isinstance(var, Literal)
+    }
     about = debug_info("diagnostics", lambda *args: None, tuple(taken.values()), {})
     about = about._replace(result_paths=("",) * len(eqn.outvars))
     program = Jaxpr((), list(taken), eqn.outvars, [eqn], eqn.effects, debug_info=about)
@@ -306,7 +308,7 @@ def _open(jaxpr: Jaxpr | ClosedJaxpr) -> Jaxpr:
 
 
 def _name(place: str, eqn: JaxprEqn, seen: collections.Counter) -> tuple[str, str]:
-    """Kind of the quantiser, and path of its module without the model's name; the second there is `PATH.2`."""
+    """Kind of the quantiser, and path of its module without the model's name; a second there is `PATH.2`."""
     kind, name = _quantiser(eqn), place.partition("/")[2] or place
     assert kind is not None
     seen[kind, name] += 1

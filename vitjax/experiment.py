@@ -18,7 +18,18 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from vitjax import checksum as checksum_lib
-from vitjax import compiler, diagnostics, durations, evaluators, model_init, models, optim, sharding, tasks, weights
+from vitjax import (
+    compiler,
+    diagnostics,
+    durations,
+    evaluators,
+    model_init,
+    models,
+    optim,
+    sharding,
+    tasks,
+    weights,
+)
 from vitjax.analysis.costs import multiply_accumulates
 from vitjax.config import Settings, bind, fingerprint, plain
 from vitjax.config import settings as read_settings

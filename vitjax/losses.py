@@ -80,8 +80,9 @@ def soft_cross_entropy(logits: Any, teacher_logits: Any, *, temperature: float =
 
     With p = softmax(teacher_logits / t) and q = softmax(logits / t), both `[B, K]`, it is
     t^2 sum_bk -p log q, divided by B. At t = 1 it is the whole loss of BinaryViT (arXiv 2306.16678, official
-    `losses.py`) and the "distributional loss" of ReActNet (arXiv 2003.03488, official `KD_loss.py`). It is `soft_distillation` with `mean="batch"` plus the entropy of the teacher's answers,
-    which no gradient sees: so much it is when student and teacher agree.
+    `losses.py`) and the "distributional loss" of ReActNet (arXiv 2003.03488, official `KD_loss.py`).
+    It is `soft_distillation` with `mean="batch"` plus t^2 times the entropy of the teacher's answers, which
+    no gradient sees: so much it is when student and teacher agree.
     """
     logits, teacher_logits = _answers(logits, teacher_logits)
     p = jax.nn.softmax(teacher_logits / temperature, axis=-1)

@@ -169,9 +169,7 @@ class _TensorBoard:
             raise files.cannot_write(directory, e) from e
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        self._add(
-            step, [self._summary.Value(tag=name, simple_value=value) for name, value in values.items()]
-        )
+        self._add(step, [self._summary.Value(tag=name, simple_value=value) for name, value in values.items()])
 
     def write_histograms(self, step: int, histograms: Mapping[str, tuple[float, Sequence[float]]]) -> None:
         """Sums are those of the middles of the bins."""
@@ -243,7 +241,7 @@ def read_metrics(workdir: str | os.PathLike) -> list[dict[str, Any]]:
 
 
 def read_histograms(workdir: str | os.PathLike) -> list[dict[str, Any]]:
-    """Reads back the histograms of a run, `{"step": 10, NAME: {"largest":, "counts":}}`, as `read_metrics`."""
+    """Reads back a run's histograms, `{"step": 10, NAME: {"largest":, "counts":}}`, as `read_metrics`."""
     return _read(pathlib.Path(workdir) / HISTOGRAMS_FILE)
 
 

@@ -150,9 +150,7 @@ def make_step(
             seen = state.model_state, jax.tree.map(lambda x: x[0], _slices(batch, accumulation)), model_rng
             seen += (progress,)
             of_state, signs = _if(logged, diagnostics.before, state.params, *seen)
-        loss, metrics, model_state, grads = loss_and_grads(
-            state, batch, model_rng, hyper.frozen, progress
-        )
+        loss, metrics, model_state, grads = loss_and_grads(state, batch, model_rng, hyper.frozen, progress)
         updates, opt_state = optimizer.update(
             grads, state.opt_state, state.params, hyperparameters=hyper.optimizer
         )
@@ -203,7 +201,7 @@ def _slices(batch: dict, number: int) -> dict:
 
 
 def _if(wanted: jax.Array, measure: Callable, *args: Any) -> Any:
-    """Returns `measure(*args)` if wanted; else, for nothing, arrays of this form that hold NaN, integers 0."""
+    """Returns `measure(*args)` if wanted; else, for nothing, arrays like it that hold NaN, integers 0."""
     shapes = jax.eval_shape(measure, *args)
     blank = lambda leaf: jnp.full(leaf.shape, jnp.nan if leaf.dtype == jnp.float32 else 0, leaf.dtype)
     return jax.lax.cond(wanted, measure, lambda *args: jax.tree.map(blank, shapes), *args)

@@ -2,11 +2,12 @@
 
     python -m vitjax.main --workdir runs/teacher \\
         --config configs/distill_small.py:resnet18,data=arrays:PATH,res=32
-    python -m vitjax.sweep run --sweep configs/sweeps/binary_ladder.py:runs/teacher,data=arrays:PATH --workdir W
+    python -m vitjax.sweep run --workdir W \\
+        --sweep configs/sweeps/binary_ladder.py:runs/teacher,data=arrays:PATH
 
-PATH is a folder with the four IDX files of Fashion-MNIST; `data=cifar10:PATH` takes CIFAR-10's archive. All rows
-learn from the answers of the same full-precision teacher. What no paper has, the last row with shifted patches
-and locality, each with the teacher and from labels alone, is
+PATH is a folder with the four IDX files of Fashion-MNIST; `data=cifar10:PATH` takes CIFAR-10's archive. All
+rows learn from the answers of the same full-precision teacher. What no paper has, the last row with shifted
+patches and locality, each with the teacher and from labels alone, is
 
     ... --sweep configs/sweeps/binary_ladder.py:runs/teacher,data=arrays:PATH,what=locality --workdir W2
 

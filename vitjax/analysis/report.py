@@ -46,7 +46,8 @@ def write_report(
 ) -> pathlib.Path:
     """Writes WORKDIR/report.html from what the folder holds, and returns its path.
 
-    Read are `metrics.jsonl`, `histograms.jsonl`, `config.json`, `run.json` and `predictions.npz`; any of them may be missing.
+    Read are `metrics.jsonl`, `histograms.jsonl`, `config.json`, `run.json` and `predictions.npz`; any of them
+    may be missing.
     Given predictions are first written to `predictions.npz` with the pictures that are shown, so that the
     page can be made again without model and data.
 

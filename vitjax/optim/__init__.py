@@ -86,7 +86,7 @@ class Optimizer:
         return jax.tree.map(lambda x, g: jnp.zeros_like(x) if g.schedule is None else x, tree, self.groups)
 
     def apply(self, params: Any, updates: Any) -> Any:
-        """Returns `params + updates`, clipped where config.weight_clips says so; frozen parameters are not."""
+        """Returns `params + updates`, clipped where config.weight_clips says so, unless frozen."""
 
         def one(value: Any, group: Group) -> Any:
             if group.clip is None or group.schedule is None:
@@ -153,8 +153,8 @@ def create(
       schedule: the options of `schedules.create`, or pairs (regex, options or None) that cover every
         parameter; the first match wins and None freezes.
       grad_clip_norm: the largest global norm of the gradients; None or 0 for no clipping.
-      weight_clips: pairs (regex, largest absolute value > 0) of parameters that are clipped after each update,
-        such as the latent weights of binary kernels; the first match wins.
+      weight_clips: pairs (regex, largest absolute value > 0) of parameters that are clipped after each
+        update, such as the latent weights of binary kernels; the first match wins.
 
     Raises:
       UserError: a value out of range, an unknown name or option, a pattern that matches nothing.
@@ -242,7 +242,7 @@ def _with_clips(groups: Any, rules: Any) -> Any:
     limit_of = _mults([group.name for group in jax.tree.leaves(groups)], rules, "weight_clips")
     if zero := [name for name, limit in limit_of.items() if limit == 0]:
         raise errors.UserError(
-            f"weight_clips gives {zero[0]!r} a limit of 0, which would keep it at 0: give one above 0, such as 1."
+            f"weight_clips gives {zero[0]!r} a limit of 0, which would keep it at 0: give more, such as 1."
         )
     return jax.tree.map(lambda group: dataclasses.replace(group, clip=limit_of.get(group.name)), groups)
 

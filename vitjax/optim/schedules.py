@@ -26,7 +26,7 @@ With `warmup_prefix` (timm's name) the cosine has what the warmup leaves to itse
 min_lr + (peak - min_lr) (1 + cos(pi p)) / 2: by steps, the schedule of "Vision Transformer for Small-Size
 Datasets" (arXiv 2112.13492).
 
-Bi-Real Net and ReActNet (official code) lower the rate once an epoch, before it: with e the whole epochs done,
+Bi-Real Net and ReActNet (official code) lower the rate once an epoch, before it. With e whole epochs done:
 
     epoch_linear           mult * (1 - (e + ahead) / E)
 
@@ -159,7 +159,7 @@ def _timm_numbers(
 
 
 def _epoch(batch_size: int | None, num_examples: int | None) -> int:
-    """Steps of an epoch: whole batches count. DeiT's loader drops the rest, and none is left to be rounded."""
+    """Steps of an epoch: whole batches count. DeiT's loader drops the rest, and nothing is left to round."""
     return max(1, _known(num_examples, "num_examples") // _known(batch_size, "batch_size"))
 
 

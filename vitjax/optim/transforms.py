@@ -103,9 +103,9 @@ def adam_l2(
 ) -> optax.GradientTransformation:
     """Adam with an L2 penalty: PyTorch's `Adam(weight_decay=...)`, what `AdamW` was made to replace.
 
-    The decay is added to the gradient of parameters whose names the regex `decayed` matches as a whole, before
-    the moments, which divide it by the size of the gradients: it pulls as strongly on what hardly moves as on
-    what moves much. ReActNet trains its first step so, with 1e-5 on the convolutions (official code).
+    The decay is added to the gradient of parameters whose names the regex `decayed` matches as a whole,
+    before the moments, which divide it by the size of the gradients: it pulls as strongly on what hardly
+    moves as on what moves much. ReActNet trains its first step so, with 1e-5 on the convolutions (official code).
     """
     adam = optax.scale_by_adam(b1=b1, b2=b2, eps=eps, mu_dtype=mu_dtype)
     return optax.chain(_decay_in_gradient(weight_decay, decayed), adam) if weight_decay else adam
@@ -118,8 +118,8 @@ def _decay_in_gradient(weight_decay: float, decayed: str) -> optax.GradientTrans
         chosen = jax.tree.map(lambda name: bool(re.fullmatch(decayed, name)), parameter_names(params))
         if decayed != KERNELS and not any(jax.tree.leaves(chosen)):
             raise errors.UserError(
-                f"config.optax.decayed={decayed!r} matches no parameter, so nothing would decay: it must match a "
-                f"whole name, such as {jax.tree.leaves(parameter_names(params))[0]!r}."
+                f"config.optax.decayed={decayed!r} matches no parameter, so nothing decays: it must match "
+                f"a whole name, such as {jax.tree.leaves(parameter_names(params))[0]!r}."
             )
         return chosen
 

@@ -35,8 +35,8 @@ class Distill(Classify):
       student: what a teacher has to know of the run.
       kind: `hard`: cross-entropy against the class the teacher holds most likely; `soft`: divergence from
         the teacher's softened answers; `soft_xent`: cross-entropy to them, see `losses.soft_cross_entropy`;
-        `teacher_only`: that and nothing else, labels are not looked at; `token`: `hard`, for a model that must
-        have a distillation head; `none`: labels only, the teacher is not run.
+        `teacher_only`: that and nothing else, labels are not looked at; `token`: `hard`, for a model that
+        must have a distillation head; `none`: labels only, the teacher is not run.
       teacher: config section, see `vitjax.teachers.section.Section`.
       alpha: weight of the distillation loss; left out: 0.5, and 1 for `teacher_only`, which has no other.
         DeiT takes 0.5 for hard, 0.1 for soft; BinaryViT's code with mixup 0.9 for soft_xent.
@@ -104,7 +104,8 @@ class Distill(Classify):
         """Returns `(loss, (metrics, model_state))`.
 
         Metrics: `label_loss` and `distillation_loss`, the two parts before weighting (the first where the
-        batch has labels), and `teacher_agreement`, the share of examples to which student and teacher give the same answer.
+        batch has labels), and `teacher_agreement`, the share of examples to which student and teacher give
+        the same answer.
         """
         if self.teacher is None:
             return super().loss(params, model_state, batch, rng, train, progress=progress)
@@ -149,8 +150,8 @@ def _check(kind: str, alpha: float, temperature: float, kl_mean: str, teacher_sm
             raise UserError(f"config.task.{key} = {value} must lie between 0 and 1.")
     if kind == "teacher_only" and alpha != 1:
         raise UserError(
-            f"config.task.alpha = {alpha} does not go with kind = 'teacher_only', which has no loss on labels: "
-            "leave alpha out, or take kind='soft_xent'."
+            f"config.task.alpha = {alpha} does not go with kind = 'teacher_only', which has no loss on "
+            "labels: leave alpha out, or take kind='soft_xent'."
         )
     if not temperature > 0:
         raise UserError(f"config.task.temperature = {temperature} must be above 0.")
