@@ -105,7 +105,8 @@ def adam_l2(
 
     The decay is added to the gradient of parameters whose names the regex `decayed` matches as a whole,
     before the moments, which divide it by the size of the gradients: it pulls as strongly on what hardly
-    moves as on what moves much. ReActNet trains its first step so, with 1e-5 on the convolutions (official code).
+    moves as on what moves much. ReActNet trains its first step so, with 1e-5 on the convolutions (official
+    code).
     """
     adam = optax.scale_by_adam(b1=b1, b2=b2, eps=eps, mu_dtype=mu_dtype)
     return optax.chain(_decay_in_gradient(weight_decay, decayed), adam) if weight_decay else adam
