@@ -21,7 +21,7 @@ Arguments (defaults first):
   source   where a data set named above is to be had instead of TFDS, which has no inat19: folder:PATH
   teacher  None; a name of the registry, with teacher_weights; or the workdir of a run. The paper's is
            regnety_16gf with the official file regnety_160-a5fe301d.pth.
-  teacher_weights  file of the teacher's weights; for digits and resnet18 the one beside this file
+  teacher_weights  file of the teacher's weights; for digits and resnet18 or vit_ti16 the one beside this file
   distill  token for a `_distilled` model, hard for others | soft, with the paper's temperature 3 and weight
            0.1
   init     None; weights to fine-tune: a file, or the workdir of a run. On i1k this is the recipe for 384
@@ -80,9 +80,12 @@ PLANS = {"i1k": FINETUNE, "cifar10": SGD, "cifar100": ADAMW, "flowers": SGD, "ca
 PLANS |= {"inat18": INAT, "inat19": INAT}
 SMALL = dict(epochs=100, batch=48)
 
-# The teacher for digits, trained by configs/teacher.py: a ResNet-18 of an eleventh of the usual width.
-DIGITS_TEACHER = dict(name="resnet18", widths=(6, 12, 24, 48))
-DIGITS_WEIGHTS = pathlib.Path(__file__).resolve().parent / "weights" / "digits_resnet18.safetensors"
+# The teachers for digits, trained by configs/teacher.py: a ResNet-18 of an eleventh of the usual width, and a
+# ViT-Ti of a sixth of it and a third of the depth.
+DIGITS_TEACHERS: dict[str, Section] = {
+    "resnet18": dict(widths=(6, 12, 24, 48)),
+    "vit_ti16": dict(width=32, depth=4, mlp_dim=128, num_heads=2),
+}
 
 LABELS = "onehot({num_classes}, key='label', key_result='labels')|keep('image', 'labels')"
 
@@ -248,8 +251,9 @@ def teacher(args: types.SimpleNamespace) -> Section:
     if pathlib.Path(name).is_dir():
         return dict(weights=name)
     model: Section = dict(name=name)
-    if args.data == "digits" and name == DIGITS_TEACHER["name"] and weights is None:
-        model, weights = dict(DIGITS_TEACHER), DIGITS_WEIGHTS
+    if args.data == "digits" and name in DIGITS_TEACHERS and weights is None:
+        model |= DIGITS_TEACHERS[name]
+        weights = pathlib.Path(__file__).resolve().parent / "weights" / f"digits_{name}.safetensors"
     if weights is None:
         raise ValueError(
             f"teacher={name} is no workdir of a run, so it needs teacher_weights=FILE; train one with "

@@ -33,6 +33,7 @@ MAY_IMPORT = {
     "progress": GROUND | {"metrics"},
     "run_info": GROUND,
     "train_state": GROUND,
+    "diagnostics": GROUND | {"layers"},
     "weights": GROUND | {"models", "layers", "checkpoint"},
     "model_init": GROUND | {"weights"},
     "evaluators": GROUND | {"data", "losses", "sharding"},
@@ -43,6 +44,7 @@ MAY_IMPORT = {
     "experiment": {
         "analysis",
         "data",
+        "diagnostics",
         "evaluators",
         "model_init",
         "models",

@@ -95,3 +95,19 @@ def test_mistakes():
         losses.softmax_xent(jnp.zeros((2, 10)), jnp.zeros((2, 9)))
     with pytest.raises(UserError, match="label_smoothing=2"):
         losses.softmax_xent(jnp.zeros((2, 3)), jnp.zeros((2, 3)), label_smoothing=2)
+
+
+def test_cross_entropy_to_a_teacher_is_its_formula_and_has_the_gradient_of_the_divergence():
+    z, z_t = RNG.standard_normal((2, 6, 5)).astype(np.float32) * 3
+    for t in (1.0, 2.5):
+        e = np.exp(np.float64(z_t) / t)
+        p = e / e.sum(-1, keepdims=True)
+        q = np.float64(z) / t - np.log(np.exp(np.float64(z) / t).sum(-1, keepdims=True))
+        got = losses.soft_cross_entropy(z, z_t, temperature=t)
+        np.testing.assert_allclose(got, -(t**2) * np.mean(np.sum(p * q, -1)), rtol=2e-6)
+        grad = jax.grad(lambda z, t=t: losses.soft_cross_entropy(z, z_t, temperature=t))(z)
+        np.testing.assert_allclose(grad, t * (np.exp(q) - p) / 6, rtol=2e-5, atol=1e-7)
+    own = losses.soft_cross_entropy(z, z)
+    entropy = losses.soft_cross_entropy(z, z_t) - losses.soft_distillation(z, z_t, mean="batch")
+    np.testing.assert_allclose(entropy, losses.soft_cross_entropy(z_t, z_t), rtol=1e-5)
+    assert own > 0 and not np.any(jax.grad(lambda z_t: losses.soft_cross_entropy(z, z_t))(z_t))

@@ -420,6 +420,9 @@ RSQRT = {"decay_type": "rsqrt", "warmup_steps": 10, "timescale": 10, "cooldown_s
             },
             {0: 0.1, 5: 0.55, 10: 1, 55: 0.75, 100: 0.5},
         ),
+        # Five epochs of 20 steps, the rate lowered before each of them: the last has none.
+        ({"decay_type": "epoch_linear"}, {0: 0.8, 19: 0.8, 20: 0.6, 79: 0.2, 80: 0, 99: 0, 100: 0}),
+        ({"decay_type": "epoch_linear", "ahead": 0, "mult": 2.0}, {0: 2, 20: 1.6, 80: 0.4, 99: 0.4}),
         ({"decay_type": "timm_step", "every_epochs": 2}, {0: 1, 59: 1, 60: 0.5, 99: 0.5, 100: 0.25}),
         (
             {
@@ -519,6 +522,14 @@ def test_ema_starts_as_a_copy_and_rests_where_the_parameters_rest():
         ({"schedule": {"decay_type": "timm_cosine", "rate": 0.5}}, "has no 'rate'"),
         ({"schedule": {"decay_type": "timm_cosine"}}, "num_examples is not known"),
         ({"schedule": {"decay_type": "timm_step"}}, "set one of every_steps"),
+        ({"schedule": {"decay_type": "epoch_linear"}}, "num_examples is not known"),
+        (
+            {"schedule": {"decay_type": "epoch_linear", "ahead": 2}, "batch_size": 1, "num_examples": 9},
+            "ahead=2 must be 1",
+        ),
+        ({"weight_clips": (("head/kernl", 1.0),)}, "config.weight_clips: 'head/kernl' matches no parameter"),
+        ({"weight_clips": (("head/kernel", 0),)}, "weight_clips gives 'head/kernel' a limit of 0"),
+        ({"weight_clips": (("head/kernel", -1),)}, "weight_clips of 'head/kernel'=-1 must be a number"),
         (
             {"schedule": {"decay_type": "timm_cosine", "per": "step"}, "lr": 0},
             "config.lr=0.0 must be more than 0",
@@ -557,3 +568,51 @@ def test_a_whole_section_can_come_from_a_config_dict():
     tx = optim.create(jax.eval_shape(lambda: params()), total_steps=1000, **config)
     assert tx.groups["head"]["kernel"].wd_mult == 100
     jax.eval_shape(tx.init, params())
+
+
+def test_the_schedule_of_binaryvit_has_two_epochs_at_the_peak():
+    """timm's cosine over 300 epochs from 5e-4 to 1e-5: epoch e > 0 runs at lr(e - 1)."""
+    options = dict(decay_type="timm_cosine", min_lr=1e-5)
+    schedule = optim.schedules.create(total_steps=900, batch_size=512, num_examples=1600, lr=5e-4, **options)
+    epochs = np.arange(300)
+    t = np.maximum(epochs - 1, 0)
+    published = 1e-5 + 0.5 * (5e-4 - 1e-5) * (1 + np.cos(np.pi * t / 300))
+    np.testing.assert_allclose(5e-4 * schedule(3 * epochs), published, rtol=1e-6)
+    np.testing.assert_allclose(5e-4 * schedule(3 * epochs + 2), published, rtol=1e-6)
+    assert schedule(0) == schedule(5) == 1 > schedule(6)
+
+
+def test_adam_with_l2_decays_what_it_is_told_inside_the_moments():
+    options = dict(weight_decay=0.1, decayed="encoder/.*")
+    tx = optim.create(params(), total_steps=9, optax_name="adam_l2", optax=options, lr=1e-2)
+    _, moved = train(tx, 5)
+    p, slots = jax.tree.map(np.float64, params()), jax.tree.map(lambda _: Slot(), params())
+    for t in range(5):
+
+        def one(path, p, g, slot, t=t):
+            g = np.float64(g) + (0.1 * p if path[0].key == "encoder" else 0.0)
+            return p - 1e-2 * adam64(g, slot, t)
+
+        p = jax.tree_util.tree_map_with_path(one, p, gradients(t), slots)
+    wanted = jax.tree.map(lambda a, b: a - np.float64(b), p, params())
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-6), moved, wanted)
+    with pytest.raises(UserError, match=r"config\.optax\.decayed='enc' matches no parameter"):
+        optim.create(params(), total_steps=9, optax_name="adam_l2", optax=options | dict(decayed="enc")).init(
+            params()
+        )
+
+
+def test_weights_are_clipped_after_the_update_and_others_are_not():
+    tx = optim.create(params(), total_steps=9, weight_clips=(("encoder/.*kernel", 0.5),))
+    before = jax.tree.map(jnp.asarray, params())
+    updates = jax.tree.map(lambda p: jnp.full_like(p, 0.2), before)
+    after = tx.apply(before, updates)
+    kernel = params()["encoder"]["kernel"] + np.float32(0.2)
+    np.testing.assert_array_equal(after["encoder"]["kernel"], np.clip(kernel, -0.5, 0.5))
+    np.testing.assert_array_equal(after["encoder"]["deep"]["kernel"].max(), 0.5)
+    np.testing.assert_array_equal(after["head"]["kernel"], params()["head"]["kernel"] + np.float32(0.2))
+    assert np.abs(after["encoder"]["bias"]).max() > 0.5 and "clipped to 0.5" in tx.describe()
+    frozen = [("encoder/kernel", None), (".*", dict(decay_type="constant"))]
+    tx = optim.create(params(), total_steps=9, schedule=frozen, weight_clips=(("encoder/.*kernel", 0.5),))
+    still = tx.apply(before, jax.tree.map(jnp.zeros_like, before))
+    np.testing.assert_array_equal(still["encoder"]["kernel"], params()["encoder"]["kernel"])

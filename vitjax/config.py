@@ -54,11 +54,13 @@ class Settings:
       wd_mults: (regex, factor) pairs.
       schedule: learning-rate schedule, or (regex, schedule or None) pairs; None freezes.
       grad_clip_norm: largest global gradient norm.
+      weight_clips: (regex, limit) pairs; these parameters are clipped to [-limit, limit] after each update.
       grad_accum: number of slices in which a batch goes through the model.
       ema: exponential moving average of parameters and batch statistics: decay, warmup.
       mesh: (axis, size) pairs; one size may be -1.
       sharding: (regex, placement) pairs over parameter names.
       matmul_precision: jax_default_matmul_precision of the run.
+      diagnostics: what is measured inside a binary network while it trains: layers, histograms.
       keep_last: how many of the newest checkpoints stay; with 2 there is one to go back to.
       best_metric: metric by which the best checkpoint is kept, such as val/prec@1.
       report: write report.html at the end.
@@ -81,11 +83,13 @@ class Settings:
     wd_mults: Sequence | None = None
     schedule: Mapping | Sequence | None = None
     grad_clip_norm: float | None = None
+    weight_clips: Sequence = ()
     grad_accum: int = 1
     ema: Mapping | None = None
     mesh: Sequence = (("data", -1),)
     sharding: Sequence = ()
     matmul_precision: str | None = None
+    diagnostics: Mapping | None = None
     keep_last: int = 2
     best_metric: str | None = None
     report: bool = True
@@ -335,6 +339,7 @@ BESIDE_TRAINING = (
     "evals",
     "mesh",
     "sharding",
+    "diagnostics",
     "keep_last",
     "best_metric",
     "report",

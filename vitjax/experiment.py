@@ -18,7 +18,18 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from vitjax import checksum as checksum_lib
-from vitjax import compiler, durations, evaluators, model_init, models, optim, sharding, tasks, weights
+from vitjax import (
+    compiler,
+    diagnostics,
+    durations,
+    evaluators,
+    model_init,
+    models,
+    optim,
+    sharding,
+    tasks,
+    weights,
+)
 from vitjax.analysis.costs import multiply_accumulates
 from vitjax.config import Settings, bind, fingerprint, plain
 from vitjax.config import settings as read_settings
@@ -54,6 +65,7 @@ class Experiment:
       abstract_state: the train state by shape, with shardings.
       evaluators: `{name: (interval in steps, evaluator)}`.
       programs: jitted functions by what they depend on, see `build`.
+      diagnostics: what looks into a binary network at logging steps; None for nothing.
     """
 
     config: ConfigDict
@@ -71,6 +83,7 @@ class Experiment:
     abstract_state: TrainState
     evaluators: dict[str, tuple[int, Any]]
     programs: dict[tuple[str, str], Callable]
+    diagnostics: Any = None
 
     def steps(self, name: str, default: int | None = None) -> int | None:
         """The duration `name` of the config in steps."""
@@ -165,6 +178,7 @@ class Experiment:
             self.preprocess.device,
             update_ema=optim.ema.create(**ema) if ema is not None else None,
             accumulation=self.settings.grad_accum,
+            diagnostics=self.diagnostics,
         )
 
     def jit_steps(self, function: Callable) -> Callable:
@@ -344,9 +358,19 @@ def build(config: ConfigDict, programs: dict[tuple[str, str], Callable] | None =
     for name, section in settings.evals.items():
         experiment.evaluators[name] = _build_evaluator(experiment, name, section)
     check_best_metric(experiment)
+    if settings.diagnostics is not None:
+        experiment.diagnostics = diagnostics.create(settings.diagnostics, task)
+        experiment.diagnostics.check(*_diagnosed(experiment))
     if settings.model_init is not None:
         model_init.read(settings.model_init)
     return experiment
+
+
+def _diagnosed(run: Experiment) -> tuple:
+    """What the forward pass of training takes, by shape."""
+    state, rng = run.abstract_state, jax.random.key(0)
+    batch = jax.eval_shape(run.preprocess.device, run.batch_spec, rng)
+    return state.params, state.model_state, batch, rng, jnp.float32(0)
 
 
 def check_on_device(
@@ -462,7 +486,7 @@ def check_best_metric(experiment: Experiment) -> None:
 def optimizer_section(config: ConfigDict) -> dict[str, Any]:
     """The top-level keys that `optim.create` reads."""
     keys = ("optax_name", "optax", "lr", "lr_base_batch", "lr_mults", "layer_decay", "wd", "wd_mults")
-    keys += ("schedule", "grad_clip_norm")
+    keys += ("schedule", "grad_clip_norm", "weight_clips")
     return {key: plain(config[key]) for key in keys if config.get(key) is not None}
 
 

@@ -75,6 +75,21 @@ def soft_distillation(
     return temperature**2 * jnp.mean(per_example)
 
 
+def soft_cross_entropy(logits: Any, teacher_logits: Any, *, temperature: float = 1.0) -> jax.Array:
+    """Cross-entropy of a student's softened answers against its teacher's, mean over the batch.
+
+    With p = softmax(teacher_logits / t) and q = softmax(logits / t), both `[B, K]`, it is
+    t^2 sum_bk -p log q, divided by B. At t = 1 it is the whole loss of BinaryViT (arXiv 2306.16678, official
+    `losses.py`) and the "distributional loss" of ReActNet (arXiv 2003.03488, official `KD_loss.py`).
+    It is `soft_distillation` with `mean="batch"` plus t^2 times the entropy of the teacher's answers, which
+    no gradient sees: so much it is when student and teacher agree.
+    """
+    logits, teacher_logits = _answers(logits, teacher_logits)
+    p = jax.nn.softmax(teacher_logits / temperature, axis=-1)
+    log_q = jax.nn.log_softmax(logits / temperature, axis=-1)
+    return -(temperature**2) * jnp.mean(jnp.sum(p * log_q, axis=-1))
+
+
 def hard_distillation(logits: Any, teacher_logits: Any, *, label_smoothing: float = 0.0) -> jax.Array:
     """Softmax cross-entropy against the class that the teacher holds most likely (DeiT, equation 3).
 

@@ -6,13 +6,14 @@ import math
 import os
 import pathlib
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from vitjax import files
 
 METRICS_FILE = "metrics.jsonl"
+HISTOGRAMS_FILE = "histograms.jsonl"
 TENSORBOARD_DIR = "tensorboard"
 
 PHASES: tuple[str, ...] = ("start-up", "compile", "data wait", "step", "eval", "checkpoint", "other")
@@ -26,6 +27,8 @@ class MetricWriter:
     calls; the line is written when the first value of a later step arrives or at `flush` or `close`.
     Non-finite values are written as `null`, which is valid JSON and which pandas reads back as NaN
     (`read_metrics` does too); TensorBoard gets the value itself.
+
+    Histograms go to `WORKDIR/histograms.jsonl`, which is there as soon as there is one, and to TensorBoard.
 
     A resumed run passes the step it continues from: values after it are cut from both records, since they are
     about to be measured again. `start_step=0` is a run from scratch and cuts everything.
@@ -45,12 +48,14 @@ class MetricWriter:
         self._step: int | None = None
         self._values: dict[str, int | float] = {}
         self._lines = None
+        self._histograms = None
         self._tensorboard = None
         if workdir is None:
             return
         self._path = files.folder(workdir) / METRICS_FILE
         try:
             cut_metrics(self._path, start_step)
+            cut_metrics(self._path.with_name(HISTOGRAMS_FILE), start_step)
             self._lines = open(self._path, "a", encoding="utf-8")  # noqa: SIM115, closed by close()
         except OSError as e:
             raise files.cannot_write(self._path, e) from e
@@ -71,6 +76,28 @@ class MetricWriter:
         for name, value in values.items():
             self._values[name] = _scalar(name, value)
 
+    def write_histograms(self, step: int, histograms: Mapping[str, tuple[float, Sequence[float]]]) -> None:
+        """Writes histograms `{name: (largest, counts)}`: counts of equal bins of [-largest, largest].
+
+        One line a step, as in `{"step": 10, "binary/latent_weights": {"largest": 0.2, "counts": [4, 0, 3]}}`.
+        """
+        if not histograms or self._lines is None:
+            return
+        told = {
+            name: {"largest": float(largest), "counts": [int(count) for count in counts]}
+            for name, (largest, counts) in histograms.items()
+        }
+        path = self._path.with_name(HISTOGRAMS_FILE)
+        try:
+            if self._histograms is None:
+                self._histograms = open(path, "a", encoding="utf-8")  # noqa: SIM115, closed by close()
+            self._histograms.write(json.dumps({"step": int(step)} | told) + "\n")
+            self._histograms.flush()
+        except OSError as e:
+            raise files.cannot_write(path, e) from e
+        if self._tensorboard is not None:
+            self._tensorboard.write_histograms(int(step), histograms)
+
     def flush(self) -> None:
         """Ends the step: writes what was collected as one line, so that it survives a kill."""
         if not self._values or self._lines is None:
@@ -90,13 +117,14 @@ class MetricWriter:
         """Writes what is pending and closes both records. May be called twice."""
         self.flush()
         try:
-            if self._lines is not None:
-                self._lines.close()
+            for lines in (self._lines, self._histograms):
+                if lines is not None:
+                    lines.close()
         except OSError as e:
             raise files.cannot_write(self._path, e) from e
         if self._tensorboard is not None:
             self._tensorboard.close()
-        self._lines = self._tensorboard = None
+        self._lines = self._histograms = self._tensorboard = None
 
     def __enter__(self) -> "MetricWriter":
         return self
@@ -127,6 +155,7 @@ class _TensorBoard:
         from tensorboardX.proto import event_pb2, summary_pb2
 
         self._event, self._summary = event_pb2.Event, summary_pb2.Summary
+        self._histogram = summary_pb2.HistogramProto
         self._path = directory
         self._flushed = time.monotonic()
         try:
@@ -140,9 +169,26 @@ class _TensorBoard:
             raise files.cannot_write(directory, e) from e
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        summary = self._summary(
-            value=[self._summary.Value(tag=name, simple_value=value) for name, value in values.items()]
-        )
+        self._add(step, [self._summary.Value(tag=name, simple_value=value) for name, value in values.items()])
+
+    def write_histograms(self, step: int, histograms: Mapping[str, tuple[float, Sequence[float]]]) -> None:
+        """Sums are those of the middles of the bins."""
+        values = []
+        for name, (largest, counts) in histograms.items():
+            counts = [float(count) for count in counts]
+            width = 2 * largest / len(counts)
+            ends = [-largest + width * (i + 1) for i in range(len(counts))]
+            middles = [end - width / 2 for end in ends]
+            moments = [sum(n * x**k for n, x in zip(counts, middles, strict=True)) for k in (0, 1, 2)]
+            proto = self._histogram(
+                min=-largest, max=largest, num=moments[0], sum=moments[1], sum_squares=moments[2],
+                bucket_limit=ends, bucket=counts,
+            )  # fmt: skip
+            values.append(self._summary.Value(tag=name, histo=proto))
+        self._add(step, values)
+
+    def _add(self, step: int, values: list[Any]) -> None:
+        summary = self._summary(value=values)
         try:
             self._writer.write_event(self._event(step=step, wall_time=time.time(), summary=summary))
             if time.monotonic() - self._flushed > self.FLUSH_SECONDS:  # syncs the disk: not every time
@@ -191,7 +237,15 @@ def read_metrics(workdir: str | os.PathLike) -> list[dict[str, Any]]:
 
     Safe to call while the run writes: a torn line is passed over. A missing file gives an empty list.
     """
-    path = pathlib.Path(workdir) / METRICS_FILE
+    return _read(pathlib.Path(workdir) / METRICS_FILE)
+
+
+def read_histograms(workdir: str | os.PathLike) -> list[dict[str, Any]]:
+    """Reads back a run's histograms, `{"step": 10, NAME: {"largest":, "counts":}}`, as `read_metrics`."""
+    return _read(pathlib.Path(workdir) / HISTOGRAMS_FILE)
+
+
+def _read(path: pathlib.Path) -> list[dict[str, Any]]:
     rows: dict[int, dict[str, Any]] = {}
     for line in path.read_bytes().splitlines() if path.exists() else ():
         row = _parse_line(line)

@@ -18,6 +18,7 @@ from vitjax import feeding, files
 from vitjax.analysis import report
 from vitjax.checkpoint import Checkpointer
 from vitjax.data import pp
+from vitjax.diagnostics import HISTOGRAMS
 from vitjax.errors import TrainingFailed, UserError
 from vitjax.experiment import Experiment
 from vitjax.metrics import MetricWriter, WallTime
@@ -160,9 +161,12 @@ class Recorder:
     def _record(self, done: int, dispatch: feeding.Dispatch, metrics: dict[str, jax.Array]) -> None:
         steps = range(done + 1, done + dispatch.count + 1)
         logged = [step for step in steps if self._run.logged(step)]
+        histograms = metrics.get(HISTOGRAMS, {}) if logged else {}
+        metrics = {name: value for name, value in metrics.items() if name != HISTOGRAMS}
         wanted = {name: value for name, value in metrics.items() if logged or name in CHECKED}
         # Scalars of one step, or arrays with an entry a step.
         rows = {name: np.atleast_1d(value) for name, value in jax.device_get(wanted).items()}
+        tables = jax.device_get(histograms)
         of = lambda step: {name: float(row[step - steps[0]]) for name, row in rows.items()}
         for step in steps:
             bad = {name: x for name, x in of(step).items() if name in CHECKED and not math.isfinite(x)}
@@ -172,7 +176,14 @@ class Recorder:
             values = of(step)
             self._progress.report(step, values, done=steps[-1])
             self._writer.write(step, values | self._circumstances(step))
+            self._write_histograms(step, {k: np.atleast_2d(v)[step - steps[0]] for k, v in tables.items()})
         self._progress.update(steps[-1])
+
+    def _write_histograms(self, step: int, rows: dict[str, np.ndarray]) -> None:
+        """Counts, and the end of the last bin behind them."""
+        self._writer.write_histograms(
+            step, {name: (float(row[-1]), row[:-1]) for name, row in rows.items() if np.isfinite(row).all()}
+        )
 
     def _circumstances(self, step: int) -> dict[str, float]:
         run, progress = self._run, self._progress

@@ -102,6 +102,7 @@ def make_step(
     *,
     update_ema: Callable | None = None,
     accumulation: int = 1,
+    diagnostics: Any = None,
 ) -> Callable[[TrainState, dict, Hyperparameters], tuple[TrainState, dict]]:
     """Returns `step(state, batch, hyper) -> (state, metrics)`, pure, to be jitted with the state donated.
 
@@ -116,10 +117,13 @@ def make_step(
       update_ema: `(averages, present values, step) -> averages` of any tree, or None for no averaging.
       accumulation: number of equal slices of a batch that go through the model one after the other; their
         gradients and metrics are averaged.
+      diagnostics: `vitjax.diagnostics.Diagnostics`, which looks at the first slice at steps that are logged;
+        None for none. Metrics then have a dict `histograms`, too.
     """
 
-    def loss_and_grads(state: TrainState, batch: dict, rng: jax.Array, frozen: Any):
-        loss_of = lambda *args: task.loss(*args, frozen=frozen)
+    def loss_and_grads(state: TrainState, batch: dict, rng: jax.Array, frozen: Any, progress: Any):
+        annealed = {"progress": progress} if getattr(task, "takes_progress", False) else {}
+        loss_of = lambda *args: task.loss(*args, frozen=frozen, **annealed)
         grad = jax.value_and_grad(loss_of, has_aux=True)
         if accumulation == 1:
             (loss, (metrics, model_state)), grads = grad(state.params, state.model_state, batch, rng)
@@ -130,10 +134,7 @@ def make_step(
             (loss, (metrics, model_state)), grads = grad(state.params, model_state, *slice_and_rng)
             return (model_state, jax.tree.map(jnp.add, total, grads)), (loss, metrics)
 
-        # Rows are dealt out in turn, so that every slice is spread over all devices.
-        slices = jax.tree.map(
-            lambda x: x.reshape(x.shape[0] // accumulation, accumulation, *x.shape[1:]).swapaxes(0, 1), batch
-        )
+        slices = _slices(batch, accumulation)
         zeros = jax.tree.map(jnp.zeros_like, state.params)
         (model_state, total), (losses, metrics) = jax.lax.scan(
             one, (state.model_state, zeros), (slices, jax.random.split(rng, accumulation))
@@ -144,18 +145,23 @@ def make_step(
     def step(state: TrainState, batch: dict, hyper: Hyperparameters) -> tuple[TrainState, dict]:
         data_rng, model_rng = step_rngs(hyper.rng, state.step)
         batch = preprocess(batch, data_rng)
-        loss, metrics, model_state, grads = loss_and_grads(state, batch, model_rng, hyper.frozen)
+        logged, progress = is_logged(state.step + 1, hyper), state.step / hyper.total_steps
+        if diagnostics:
+            seen = state.model_state, jax.tree.map(lambda x: x[0], _slices(batch, accumulation)), model_rng
+            seen += (progress,)
+            of_state, signs = _if(logged, diagnostics.before, state.params, *seen)
+        loss, metrics, model_state, grads = loss_and_grads(state, batch, model_rng, hyper.frozen, progress)
         updates, opt_state = optimizer.update(
             grads, state.opt_state, state.params, hyperparameters=hyper.optimizer
         )
-        params = optax.apply_updates(state.params, updates)
+        params = optimizer.apply(state.params, updates)
         averages = state.ema_params, state.ema_model_state
         if update_ema:
             averages = update_ema(averages, (params, model_state), state.step)
         new = TrainState(state.step + 1, params, model_state, opt_state, *averages)
-        read = lambda: dict(l2_params=_norm(params), l2_updates=_norm(updates))
-        unread = lambda: dict.fromkeys(("l2_params", "l2_updates"), jnp.float32(jnp.nan))
-        norms = jax.lax.cond(is_logged(new.step, hyper), read, unread)
+        norms = _if(logged, lambda: dict(l2_params=_norm(params), l2_updates=_norm(updates)))
+        if diagnostics:
+            metrics = metrics | of_state | _if(logged, diagnostics.after, signs, params, *seen)
         l2_grads = _norm(optimizer.trainable(grads))
         return new, dict(training_loss=loss, l2_grads=l2_grads, **norms, **metrics)
 
@@ -187,6 +193,18 @@ def make_many(step: Callable, most: int) -> Callable[..., tuple[TrainState, dict
         return state, measured
 
     return many
+
+
+def _slices(batch: dict, number: int) -> dict:
+    """A batch as `[number, rows, ...]`: rows are dealt out in turn, so that each slice is on all devices."""
+    return jax.tree.map(lambda x: x.reshape(x.shape[0] // number, number, *x.shape[1:]).swapaxes(0, 1), batch)
+
+
+def _if(wanted: jax.Array, measure: Callable, *args: Any) -> Any:
+    """Returns `measure(*args)` if wanted; else, for nothing, arrays like it that hold NaN, integers 0."""
+    shapes = jax.eval_shape(measure, *args)
+    blank = lambda leaf: jnp.full(leaf.shape, jnp.nan if leaf.dtype == jnp.float32 else 0, leaf.dtype)
+    return jax.lax.cond(wanted, measure, lambda *args: jax.tree.map(blank, shapes), *args)
 
 
 def _norm(tree: Any) -> jax.Array:

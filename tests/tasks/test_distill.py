@@ -99,6 +99,30 @@ def test_the_step_minimises_what_the_paper_says(teacher, kind):
     np.testing.assert_allclose(metrics["teacher_agreement"], agreed, rtol=1e-6)
 
 
+@pytest.mark.parametrize("kind", ["teacher_only", "soft_xent"])
+def test_binary_networks_learn_from_the_whole_distribution_of_the_teacher(teacher, kind):
+    weight = dict(kind="teacher_only") if kind == "teacher_only" else dict(kind="soft_xent", alpha=0.9)
+    task = dict(weight, teacher=dict(weights=str(teacher)))
+    run = experiment.build(config_of(task))
+    batch = first_batch(run)
+    params, _ = run.task.init(run.hyperparameters.rng, batch)
+    known = weights.load(teacher, run.task.abstract_frozen["params"]).params
+    p = softmax(run.task.teacher.model.apply({"params": known}, batch["image"])[0])
+    q = softmax(run.model.apply({"params": params}, batch["image"], train=True)[0])
+    taught, labels = (-np.mean(np.sum(target * np.log(q), -1)) for target in (p, batch["labels"]))
+    metrics = first_losses(config_of(task))
+    wanted = taught if kind == "teacher_only" else 0.1 * labels + 0.9 * taught
+    np.testing.assert_allclose(metrics["training_loss"], wanted, rtol=2e-5)
+    np.testing.assert_allclose(metrics["distillation_loss"], taught, rtol=2e-5)
+    np.testing.assert_allclose(metrics["label_loss"], labels, rtol=2e-5)
+    if kind == "teacher_only":  # labels may be missing
+        del batch["labels"]
+        frozen = jax.device_get(run.frozen)
+        loss, (metrics, _) = run.task.loss(params, {}, batch, jax.random.key(0), frozen=frozen)
+        np.testing.assert_allclose(loss, taught, rtol=2e-5)
+        assert "label_loss" not in metrics
+
+
 def test_each_head_learns_from_its_own_target_alone(teacher):
     run = experiment.build(config_of(dict(kind="token", teacher=dict(weights=str(teacher))), TWO_HEADS))
     batch, frozen = first_batch(run), jax.device_get(run.frozen)
@@ -230,6 +254,10 @@ RANDOM = dict(weights="random", model=VIT)
             ONE_HEAD,
             r"config\.task\.kind = 'hard' needs a teacher: set config\.task\.teacher",
         ),
+        (dict(kind="teacher_only"), ONE_HEAD, r"kind = 'teacher_only' needs a teacher"),
+        (dict(kind="soft_xent"), ONE_HEAD, r"kind = 'soft_xent' needs a teacher"),
+        (dict(kind="teacher_only", alpha=0.9, teacher=RANDOM), ONE_HEAD, r"take kind='soft_xent'"),
+        (dict(kind="teacher_only", teacher=RANDOM), TWO_HEADS, r"the class head of config\.model .*'token'"),
         (dict(kind="token", teacher=RANDOM), ONE_HEAD, r"'token' .* config\.model has no distillation head"),
         (
             dict(kind="token", teacher=RANDOM),

@@ -78,6 +78,30 @@ def chart(
     return svg(key, paint, (4.6, 2.5))
 
 
+def histograms(key: str, shown: Sequence[tuple[float, Sequence[float]]]) -> str:
+    """Draws histograms (largest, counts) of equal bins of [-largest, largest] as shares, one colour each.
+
+    `key` as in `chart`; at most MAX_LINES. Areas are alike whatever the ranges.
+    """
+
+    def paint(figure: Any) -> None:
+        from matplotlib import ticker
+
+        axes = figure.add_subplot()
+        for color, (largest, counts) in zip(COLORS, shown, strict=False):
+            largest, counts = largest or 1e-12, np.asarray(counts, float)
+            density = counts / max(counts.sum(), 1) * len(counts) / (2 * largest)
+            edges = np.linspace(-largest, largest, len(counts) + 1)
+            axes.stairs(density, edges, color=color, linewidth=1.4)
+        axes.spines[["top", "right", "left"]].set_visible(False)
+        axes.spines["bottom"].set_color(GRID)
+        axes.tick_params(colors=TEXT, length=0, which="both")
+        axes.yaxis.set_major_locator(ticker.NullLocator())
+        axes.xaxis.set_major_locator(ticker.MaxNLocator(5))
+
+    return svg(key, paint, (4.6, 2.5))
+
+
 def svg(key: str, paint: Callable[[Any], None], inches: tuple[float, float], label: str = "") -> str:
     """Returns what `paint(figure)` draws with matplotlib as inline SVG; it uses TEXT, GRID and COLORS.
 

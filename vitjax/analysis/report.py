@@ -18,7 +18,7 @@ from vitjax import files
 from vitjax.analysis import curves
 from vitjax.analysis import predictions as preds
 from vitjax.errors import UserError
-from vitjax.metrics import PHASES, hms, read_metrics
+from vitjax.metrics import PHASES, hms, read_histograms, read_metrics
 from vitjax.run_info import read_run_info
 
 REPORT_FILE = "report.html"
@@ -46,7 +46,8 @@ def write_report(
 ) -> pathlib.Path:
     """Writes WORKDIR/report.html from what the folder holds, and returns its path.
 
-    Read are `metrics.jsonl`, `config.json`, `run.json` and `predictions.npz`; any of them may be missing.
+    Read are `metrics.jsonl`, `histograms.jsonl`, `config.json`, `run.json` and `predictions.npz`; any of them
+    may be missing.
     Given predictions are first written to `predictions.npz` with the pictures that are shown, so that the
     page can be made again without model and data.
 
@@ -74,7 +75,10 @@ def write_report(
             f"There is nothing to report on in {os.fspath(workdir)!r}: it holds none of metrics.jsonl, "
             "run.json, config.json and predictions.npz. Name the workdir of a run."
         )
-    files.replace(workdir / REPORT_FILE, _page(workdir.resolve().name, rows, info, answers, config_text))
+    files.replace(
+        workdir / REPORT_FILE,
+        _page(workdir.resolve().name, rows, read_histograms(workdir), info, answers, config_text),
+    )
     return workdir / REPORT_FILE
 
 
@@ -90,7 +94,12 @@ def _config_text(workdir: pathlib.Path) -> str:
 
 
 def _page(
-    name: str, rows: list[dict], info: dict, answers: preds.Predictions | None, config_text: str
+    name: str,
+    rows: list[dict],
+    histograms: list[dict],
+    info: dict,
+    answers: preds.Predictions | None,
+    config_text: str,
 ) -> str:
     template = string.Template(
         (importlib.resources.files("vitjax.analysis") / "report.html").read_text("utf-8")
@@ -98,6 +107,7 @@ def _page(
     sections = [
         _tiles(rows, info, answers),
         _section("Curves", _curves(rows)),
+        _section("Latent weights", _latent_weights(histograms)),
         _section("Where the time went", _wall_time(info.get("wall_time") or {})),
         _section("Confusion", _confusion(answers)) if answers else "",
         _section("Predictions", _examples(answers)) if answers else "",
@@ -230,6 +240,15 @@ def _groups(names: list[str]) -> Iterable[tuple[str, list[str], dict[str, bool]]
         [n for n in names if n in ("l2_grads", "l2_params", "l2_updates")],
         {"log": True, "noisy": True},
     )
+    yield (
+        "Signs flipped by an update",
+        [n for n in names if n == "binary/signs_flipped"],
+        {"percent": True, "noisy": True},
+    )
+    passes = [f"binary/pass/{kind}" for kind in ("weights", "activations", "attention")]
+    yield "Passed by straight-through gradients", [n for n in passes if n in names], {"percent": True}
+    attention = [n for n in ("binary/attention_on", "binary/attention_dead") if n in names]
+    yield "Binary attention", attention, {"percent": True}
     yield "Images/s", [n for n in names if n == "img/sec"], {"noisy": True}
 
 
@@ -243,6 +262,28 @@ def _chart(key: str, title: str, shown: list[tuple[str, curves.Series]], style: 
     return (
         f'<figure class="card curve"><h3>{escape(title)}</h3>{svg}<ul class="legend">{legend}</ul></figure>'
     )
+
+
+# Histograms
+
+
+def _latent_weights(rows: list[dict]) -> str:
+    """Each histogram at its first step, half way and at the last: shares of all weights, a line a step."""
+    names = dict.fromkeys(name for row in rows for name in row if name != "step")
+    charts = []
+    for name in names:
+        found = [(row["step"], row[name]) for row in rows if name in row]
+        chosen = [found[at] for at in sorted({0, len(found) // 2, len(found) - 1})]
+        svg = curves.histograms(f"h{len(charts)}", [(h["largest"], h["counts"]) for _, h in chosen])
+        legend = "".join(
+            f'<li><i style="background:var(--c{i})"></i>step {step:,}</li>'
+            for i, (step, _) in enumerate(chosen)
+        )
+        title = escape(name.removeprefix("binary/latent_weights").strip("/") or "all binary layers")
+        charts.append(
+            f'<figure class="card curve"><h3>{title}</h3>{svg}<ul class="legend">{legend}</ul></figure>'
+        )
+    return f'<div class="grid">{"".join(charts)}</div>' if charts else ""
 
 
 # Wall time

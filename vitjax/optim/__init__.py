@@ -10,6 +10,10 @@ by the learning rate as well, so `wd = paper_wd * lr` (AugReg's 0.1 at the peak 
 is by the global norm of the gradients of all parameters that are not frozen. `layer_mult` is 1 without
 config.layer_decay, see `layers`.
 
+With config.weight_clips, what `apply` makes of a parameter is then brought back to [-c, c]: BinaryConnect's
+clipping of latent weights (arXiv 1511.00363, section 2.4), beyond which a straight-through estimator that is
+zero there would never move them again.
+
 With config.lr_base_batch = b, `lr` and `wd` are those of a batch of b examples, and both grow linearly with
 the batch that is trained with: DeiT's lr of 5e-4 * batch / 512 is lr=5e-4 with lr_base_batch=512.
 """
@@ -44,6 +48,7 @@ class Group:
     wd_mult: float  # 0 where nothing decays
     schedule: int | None  # index into Optimizer.schedules; None = frozen
     layer_mult: float | tuple[float, ...] = 1.0  # of both; one for each block where blocks are stacked
+    clip: float | None = None  # the largest absolute value; None for any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,20 +85,31 @@ class Optimizer:
         """Returns `tree` (gradients, say) with zeros for frozen parameters, for the norms in the log."""
         return jax.tree.map(lambda x, g: jnp.zeros_like(x) if g.schedule is None else x, tree, self.groups)
 
+    def apply(self, params: Any, updates: Any) -> Any:
+        """Returns `params + updates`, clipped where config.weight_clips says so, unless frozen."""
+
+        def one(value: Any, group: Group) -> Any:
+            if group.clip is None or group.schedule is None:
+                return value
+            return jnp.clip(value, -group.clip, group.clip)
+
+        return jax.tree.map(one, optax_lib.apply_updates(params, updates), self.groups)
+
     def describe(self) -> str:
         """Returns one line for each set of parameters that are treated alike, for `--check`."""
         alike: dict[tuple[Any, ...], list[Group]] = {}
         for group in jax.tree.leaves(self.groups):
-            key = (group.schedule, group.lr_mult, group.wd_mult, group.layer_mult)
-            alike.setdefault((None, 0, 0, 0) if group.schedule is None else key, []).append(group)
+            key = (group.schedule, group.lr_mult, group.wd_mult, group.layer_mult, group.clip)
+            alike.setdefault((None, 0, 0, 0, None) if group.schedule is None else key, []).append(group)
         lines = []
-        for (schedule, lr_mult, wd_mult, layer_mult), members in alike.items():
+        for (schedule, lr_mult, wd_mult, layer_mult, clip), members in alike.items():
             what = f"schedule {schedule}, lr {self.lr:g} x {lr_mult:g}, wd {self.wd:g} x {wd_mult:g}"
             if layer_mult != 1:
                 of_blocks = layer_mult if isinstance(layer_mult, tuple) else (layer_mult,)
                 what += ", both x " + " to ".join(
                     f"{x:.4g}" for x in dict.fromkeys((of_blocks[0], of_blocks[-1]))
                 )
+            what += "" if clip is None else f", clipped to {clip:g}"
             names = ", ".join(m.name for m in members[:3]) + (", ..." if len(members) > 3 else "")
             size = sum(math.prod(m.shape) for m in members)
             what = "frozen" if schedule is None else what
@@ -117,6 +133,7 @@ def create(
     wd_mults: Any = KERNELS,
     schedule: Any = CONSTANT,
     grad_clip_norm: float | None = None,
+    weight_clips: Any = (),
 ) -> Optimizer:
     """Returns the optimizer that the config keys of these names describe.
 
@@ -136,6 +153,8 @@ def create(
       schedule: the options of `schedules.create`, or pairs (regex, options or None) that cover every
         parameter; the first match wins and None freezes.
       grad_clip_norm: the largest global norm of the gradients; None or 0 for no clipping.
+      weight_clips: pairs (regex, largest absolute value > 0) of parameters that are clipped after each
+        update, such as the latent weights of binary kernels; the first match wins.
 
     Raises:
       UserError: a value out of range, an unknown name or option, a pattern that matches nothing.
@@ -149,6 +168,7 @@ def create(
         else patterns.pairs(schedule, "config.schedule")
     )
     groups = _groups(params, rules, lr_mults, wd_mults, 1.0 if layer_decay is None else layer_decay)
+    groups = _with_clips(groups, weight_clips)
 
     # Frozen rules have no schedule function, so the remaining ones are renumbered.
     live = [i for i, (_, options) in enumerate(rules) if options is not None]
@@ -215,6 +235,16 @@ def _groups(
         )
 
     return jax.tree.map(group, tree, params)
+
+
+def _with_clips(groups: Any, rules: Any) -> Any:
+    """Returns the groups with the limits that `weight_clips` gives them."""
+    limit_of = _mults([group.name for group in jax.tree.leaves(groups)], rules, "weight_clips")
+    if zero := [name for name, limit in limit_of.items() if limit == 0]:
+        raise errors.UserError(
+            f"weight_clips gives {zero[0]!r} a limit of 0, which would keep it at 0: give more, such as 1."
+        )
+    return jax.tree.map(lambda group: dataclasses.replace(group, clip=limit_of.get(group.name)), groups)
 
 
 def _mults(names: list[str], rules: Any, key: str) -> dict[str, float]:

@@ -25,6 +25,13 @@ The clock does not start anew after the warmup. `per="step"` counts steps in pla
 With `warmup_prefix` (timm's name) the cosine has what the warmup leaves to itself, and with p as above is
 min_lr + (peak - min_lr) (1 + cos(pi p)) / 2: by steps, the schedule of "Vision Transformer for Small-Size
 Datasets" (arXiv 2112.13492).
+
+Bi-Real Net and ReActNet (official code) lower the rate once an epoch, before it. With e whole epochs done:
+
+    epoch_linear           mult * (1 - (e + ahead) / E)
+
+`ahead` is 1 as published, so that the first epoch has 1 - 1/E of the peak and the last one a rate of 0: it
+moves batch statistics alone. `ahead=0` makes use of every epoch.
 """
 
 import dataclasses
@@ -93,7 +100,7 @@ def create(
       **options: the durations `warmup_*` and `cooldown_*`, and what the decay has of its own: `end` (cosine),
         `end` and `power` (linear, polynomial), `timescale` and `shift` in steps or as durations (rsqrt),
         `steps` and `mults` (stair), `warmup_lr`, `min_lr` and `warmup_prefix` (timm_cosine), `warmup_lr`,
-        `rate` and the duration `every_*` (timm_step), `per` and `lag` (both).
+        `rate` and the duration `every_*` (timm_step), `per` and `lag` (both), `ahead` (epoch_linear).
     """
     to_steps = lambda name, default: durations.steps(
         options,
@@ -125,6 +132,8 @@ def create(
         mult = mult * _known(batch_size, "batch_size") / 256
 
     numbers = {"total_steps": total_steps, "warmup": warmup, "cooldown": cooldown, "mult": mult}
+    if decay_type == "epoch_linear":
+        numbers["unit"] = _epoch(batch_size, num_examples)
     if decay_type in _TIMM:
         numbers |= _timm_numbers(decay_type, own, lr, batch_size, num_examples)
     return Schedule(numbers, decay, own_warmup=decay_type in _TIMM)
@@ -143,12 +152,15 @@ def _timm_numbers(
         raise errors.UserError(
             f"config.schedule: config.lr={peak!r} must be more than 0 for {name!r}, whose options are rates."
         )
-    by_step = given["per"] == "step"
-    # Of an epoch the whole batches count: DeiT's loader drops the rest, and whole numbers leave no rounding.
-    unit = 1 if by_step else _known(num_examples, "num_examples") // _known(batch_size, "batch_size")
+    unit = 1 if given["per"] == "step" else _epoch(batch_size, num_examples)
     rates = {key: given[key] / peak for key in ("warmup_lr", "min_lr") if key in given}
     lengths = {key: given[key] for key in ("every",) if key in given}
-    return {"unit": max(1, unit), **rates, **lengths}
+    return {"unit": unit, **rates, **lengths}
+
+
+def _epoch(batch_size: int | None, num_examples: int | None) -> int:
+    """Steps of an epoch: whole batches count. DeiT's loader drops the rest, and nothing is left to round."""
+    return max(1, _known(num_examples, "num_examples") // _known(batch_size, "batch_size"))
 
 
 def _constant() -> Callable[..., Any]:
@@ -161,6 +173,17 @@ def _cosine(*, end: float = 0.0) -> Callable[..., Any]:
 
 def _polynomial(*, end: float = 0.0, power: float = 1.0) -> Callable[..., Any]:
     return lambda mult, progress, **_: end + (mult - end) * (1.0 - progress) ** power
+
+
+def _epoch_linear(*, ahead: int = 1) -> Callable[..., Any]:
+    if ahead not in (0, 1):
+        raise errors.UserError(f"config.schedule: ahead={ahead!r} must be 1, as published, or 0.")
+
+    def factor(xp: Any, mult: Any, t: Any, numbers: Mapping[str, Any], **_: Any) -> Any:
+        epochs = xp.maximum(xp.round(numbers["total_steps"] / numbers["unit"]), 1)
+        return mult * xp.maximum(1.0 - (t // numbers["unit"] + ahead) / epochs, 0.0)
+
+    return factor
 
 
 def _rsqrt(*, timescale: int = 10_000, shift: int = 0) -> Callable[..., Any]:
@@ -228,6 +251,7 @@ def _timm(shape: Callable[..., Any], per: str, lag: int | None) -> Callable[...,
 _DECAYS = {
     "constant": _constant,
     "cosine": _cosine,
+    "epoch_linear": _epoch_linear,
     "linear": _polynomial,
     "polynomial": _polynomial,
     "rsqrt": _rsqrt,

@@ -1,6 +1,7 @@
 """The gradient transformation that a config names: any of optax by its attribute path, and ours.
 
     adam, adamw                     optax.scale_by_adam (decoupled weight decay is the config's `wd`)
+    adam_l2                         Adam whose weight decay is part of the gradient, the `adam_l2` below
     sgd                             plain or momentum SGD, the `sgd` below
     adafactor                       big_vision.scale_by_adafactor
     big_vision.scale_by_adafactor   the Adafactor variant of "Scaling Vision Transformers"
@@ -23,6 +24,8 @@ import optax
 
 from vitjax import errors
 from vitjax.optim.patterns import parameter_names
+
+KERNELS = ".*/kernel"
 
 
 def scale_by_adafactor(
@@ -76,7 +79,7 @@ def sgd(
     dtype: Any = None,
     nesterov: bool = False,
     weight_decay: float = 0.0,
-    decayed: str = ".*/kernel",
+    decayed: str = KERNELS,
 ) -> optax.GradientTransformation:
     """Stochastic gradient descent: the gradient, or its momentum with an accumulator of type `dtype`.
 
@@ -85,17 +88,49 @@ def sgd(
     """
     parts = [momentum_hp(momentum=momentum, dtype=dtype, nesterov=nesterov)] if momentum else []
     if weight_decay:
-
-        def mask(params: Any) -> Any:
-            return jax.tree.map(lambda name: bool(re.fullmatch(decayed, name)), parameter_names(params))
-
-        parts.insert(0, optax.add_decayed_weights(weight_decay, mask))
+        parts.insert(0, _decay_in_gradient(weight_decay, decayed))
     return optax.chain(*parts) if len(parts) > 1 else (parts or [optax.identity()])[0]
+
+
+def adam_l2(
+    *,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+    decayed: str = KERNELS,
+    mu_dtype: Any = None,
+) -> optax.GradientTransformation:
+    """Adam with an L2 penalty: PyTorch's `Adam(weight_decay=...)`, what `AdamW` was made to replace.
+
+    The decay is added to the gradient of parameters whose names the regex `decayed` matches as a whole,
+    before the moments, which divide it by the size of the gradients: it pulls as strongly on what hardly
+    moves as on what moves much. ReActNet trains its first step so, with 1e-5 on the convolutions (official
+    code).
+    """
+    adam = optax.scale_by_adam(b1=b1, b2=b2, eps=eps, mu_dtype=mu_dtype)
+    return optax.chain(_decay_in_gradient(weight_decay, decayed), adam) if weight_decay else adam
+
+
+def _decay_in_gradient(weight_decay: float, decayed: str) -> optax.GradientTransformation:
+    """Adds `weight_decay` times the parameter to the gradient of those that the regex matches as a whole."""
+
+    def mask(params: Any) -> Any:
+        chosen = jax.tree.map(lambda name: bool(re.fullmatch(decayed, name)), parameter_names(params))
+        if decayed != KERNELS and not any(jax.tree.leaves(chosen)):
+            raise errors.UserError(
+                f"config.optax.decayed={decayed!r} matches no parameter, so nothing decays: it must match "
+                f"a whole name, such as {jax.tree.leaves(parameter_names(params))[0]!r}."
+            )
+        return chosen
+
+    return optax.add_decayed_weights(weight_decay, mask)
 
 
 OURS: dict[str, Callable[..., optax.GradientTransformation]] = {
     "adam": optax.scale_by_adam,
     "adamw": optax.scale_by_adam,
+    "adam_l2": adam_l2,
     "sgd": sgd,
     "adafactor": scale_by_adafactor,
     "big_vision.scale_by_adafactor": scale_by_adafactor,

@@ -40,7 +40,7 @@ _MEASURED = (
     "started",
     "error",
 )
-_NOT_EVALUATED = ("img/", "data/")  # measured by the loop, though the name has a slash
+_NOT_EVALUATED = ("img/", "data/", "binary/")  # measured by the loop, though the name has a slash
 
 
 @dataclasses.dataclass(frozen=True)

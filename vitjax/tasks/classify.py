@@ -1,5 +1,6 @@
 """Image classification with one loss over soft or multi-hot labels."""
 
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -19,6 +20,10 @@ class Classify:
       student: what a teacher has to know of the run; there is none here.
       loss: name of the loss: `sigmoid_xent` (AugReg), `softmax_xent` or `binarised_xent` (DeiT III).
       label_smoothing: weight of the uniform distribution mixed into the labels.
+
+    Attributes:
+      takes_progress: whether the model wants to know the share of training that is done, as those with
+        annealed gradients of signs do; `loss` and `forward` then take it.
     """
 
     teacher: Network | Recorded | None = None
@@ -35,6 +40,7 @@ class Classify:
         self.loss_name = loss
         self.label_smoothing = label_smoothing
         self.notes: list[str] = []
+        self.takes_progress = "progress" in inspect.signature(type(model).__call__).parameters
         self._xent = losses.get(loss)
         if self.teacher is None and has_own_target(model):
             raise UserError(
@@ -75,12 +81,21 @@ class Classify:
         rng: jax.Array,
         train: bool = True,
         frozen: Any = None,
+        progress: jax.Array | float = 0.0,
     ):
         """Returns `(loss, (metrics, model_state))`: the mean loss of the batch, float32 scalar."""
-        logits, _, model_state = self.forward(params, model_state, batch, rng, train)
+        logits, _, model_state = self.forward(params, model_state, batch, rng, train, progress)
         return self.loss_on_labels(logits, batch), ({}, model_state)
 
-    def forward(self, params: Any, model_state: Any, batch: dict, rng: jax.Array, train: bool):
+    def forward(
+        self,
+        params: Any,
+        model_state: Any,
+        batch: dict,
+        rng: jax.Array,
+        train: bool,
+        progress: jax.Array | float = 0.0,
+    ):
         """Returns `(logits [B, K], out, model_state)`."""
         (logits, out), updated = self.model.apply(
             {"params": params, **model_state},
@@ -88,6 +103,7 @@ class Classify:
             train=train,
             rngs={"dropout": rng},
             mutable=list(model_state),
+            **({"progress": progress} if self.takes_progress else {}),
         )
         return logits, out, {**model_state, **updated}
 
