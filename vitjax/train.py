@@ -182,7 +182,12 @@ class Recorder:
     def _write_histograms(self, step: int, rows: dict[str, np.ndarray]) -> None:
         """Counts, and the end of the last bin behind them."""
         self._writer.write_histograms(
-            step, {name: (float(row[-1]), row[:-1]) for name, row in rows.items() if np.isfinite(row).all()}
+            step,
+            {
+                name: (float(row[-1]), row[:-1].tolist())
+                for name, row in rows.items()
+                if np.isfinite(row).all()
+            },
         )
 
     def _circumstances(self, step: int) -> dict[str, float]:

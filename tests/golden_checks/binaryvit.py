@@ -72,7 +72,9 @@ def check_teacher(config, arrays):
         num_heads=sizes["num_attention_heads"],
         patch_size=sizes["patch_size"],
     )
-    of_classifier = {name: row for name, row in huggingface_names.VIT.items() if name.startswith(("vit.", "cl"))}
+    of_classifier = {
+        name: row for name, row in huggingface_names.VIT.items() if name.startswith(("vit.", "cl"))
+    }
     compare(model, config, arrays, {n: row for n, row in of_classifier.items() if ".layers." not in n})
 
 
