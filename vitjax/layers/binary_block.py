@@ -63,8 +63,8 @@ class Style:
 class ShortcutDense(nn.Module):
     """A binary linear layer, a norm, a shortcut around both, then RPReLU: `[B, N, D] -> [B, N, features]`.
 
-    The shortcut is the input; that of a wider layer repeats its channels, that of a narrower one is the mean of
-    neighbours.
+    The shortcut is the input; that of a wider layer repeats its channels, that of a narrower one is the mean
+    of neighbours.
     """
 
     features: int
