@@ -17,8 +17,14 @@ from vitjax.weights.timm_names import from_timm, to_timm
 from vitjax.weights.tree import flatten
 from vitjax.weights.variables import join, split
 
+# Share of the largest entry, as the files' own description suggests for float32. Seen: 2e-6.
 FORWARD = 1e-4
+# Share of a parameter's largest gradient. Seen: 2e-4; PyTorch's own float32 error is up to 3e-4.
 GRADIENT = 1e-3
+# The same of gradients that cancel: those that are zero in exact arithmetic, as of a shift before a norm, and
+# of the attention's clip, which only scales what a norm comes after. Seen: 2.5e-3.
+CANCELLING = 1e-2
+EXACT_ZERO = 1e-12  # those of the files are below this
 PRECISIONS = {(1, 1): "binary", (1, 32): "w1a32", (32, 1): "w32a1", (32, 32): "float"}
 
 
@@ -127,7 +133,8 @@ def compare_gradients(ours, references):
     for name, reference in references.items():
         assert ours[name].shape == reference.shape
         error = np.abs(ours[name] - reference).max() / max(sizes[name], floor)
-        assert error <= GRADIENT, f"{name} is off by {error:.1e}"
+        cancels = sizes[name] < EXACT_ZERO or name.endswith(".att_prob_clip")
+        assert error <= (CANCELLING if cancels else GRADIENT), f"{name} is off by {error:.1e}"
 
 
 def counter(name):

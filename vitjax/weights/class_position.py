@@ -7,6 +7,7 @@ token of DeiT, which stands behind the class token, and only where there is one.
 """
 
 import math
+import re
 from collections.abc import Collection
 from typing import NamedTuple
 
@@ -20,6 +21,11 @@ Grid = tuple[int, int]
 
 # Tokens in front of the patches, by our names of them, and what messages call them.
 TOKENS = {"cls": "class token", "dist": "distillation token"}
+
+
+def is_positions(name: str) -> bool:
+    """Whether that is our name of a position embedding `[1, N, D]`; `_{s}` ends that of a later stage."""
+    return re.fullmatch(r"pos_embedding(_\d+)?", name) is not None
 
 
 class Fitted(NamedTuple):

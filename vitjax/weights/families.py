@@ -76,8 +76,8 @@ FAMILIES = (
         "corners",
         flax_names.label,
     ),
-    # Before Hugging Face, after whose ViT its modules are called. The teacher of it has the names there. That
-    # code resizes no positions.
+    # Before Hugging Face, after whose ViT its modules are called; its teacher is one. No code of it resizes
+    # positions.
     Family(
         "Phuoc-Hoan-Le/BinaryViT", binaryvit_names.is_binaryvit, _by(binaryvit_names.BINARYVIT), "bicubic"
     ),

@@ -190,24 +190,26 @@ def _fit_positions(
     grid: tuple[int, int] | None,
     method: str,
 ) -> list[str]:
-    """Fits the position embedding to the model, in place; returns notes for the report."""
-    if "pos_embedding" not in params:
-        return []
-    fitted = class_position.fit(
-        params["pos_embedding"],
-        shapes["pos_embedding"][1],
-        in_model=shapes,
-        in_file=in_file,
-        grid=grid,
-        square=archive.kind != CHECKPOINT,
-        method=method,
-        path=archive.path,
-    )
-    params["pos_embedding"] = fitted.posemb
-    for token, position in fitted.to_tokens.items():
-        if token in params and position.any():
-            params[token] = params[token] + position
-    return fitted.notes
+    """Fits the position embeddings to the model, in place; returns notes for the report."""
+    notes = []
+    for name in filter(class_position.is_positions, list(params)):
+        stage = int(name.partition("embedding_")[2] or 0)  # each halves the grid of the one before
+        fitted = class_position.fit(
+            params[name],
+            shapes[name][1],
+            in_model=shapes,
+            in_file=in_file,
+            grid=None if grid is None else (grid[0] >> stage, grid[1] >> stage),
+            square=archive.kind != CHECKPOINT,
+            method=method,
+            path=archive.path,
+        )
+        params[name] = fitted.posemb
+        for token, position in fitted.to_tokens.items():
+            if token in params and position.any():
+                params[token] = params[token] + position
+        notes += fitted.notes
+    return notes
 
 
 def _report(

@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 
 from vitjax.errors import UserError, nearest
+from vitjax.weights.class_position import is_positions
 from vitjax.weights.relative_position import is_table
 from vitjax.weights.stored import Stored, is_float, printable, shown
 from vitjax.weights.tables import Move
@@ -203,7 +204,7 @@ def read(
                 continue
             if slot.leaf not in params:
                 # Positions may be of another number than the model's; they are fitted afterwards.
-                positions = slot.leaf == "pos_embedding" or is_table(slot.leaf)
+                positions = is_positions(slot.leaf) or is_table(slot.leaf)
                 shape = move.shapes(stored.shape)[i] if positions else shapes[slot.leaf]
                 params[slot.leaf] = np.empty(shape, np.float32)
             to = params[slot.leaf] if slot.block is None else params[slot.leaf][slot.block]
@@ -249,7 +250,7 @@ def shapes_of(move: Move, shape: Shape) -> Sequence[Shape]:
 
 
 def _fits(target: str, there: Shape, here: Shape) -> bool:
-    if target == "pos_embedding":  # the number of positions may differ
+    if is_positions(target):  # their number may differ
         return len(there) == 3 and there[0] == 1 and there[1] > 0 and there[2:] == here[2:]
     if is_table(target):
         return len(there) == 2 and there[0] > 0 and there[1:] == here[1:]

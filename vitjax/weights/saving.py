@@ -129,7 +129,7 @@ def _write_npz(file: BinaryIO, arrays: Mapping[str, np.ndarray], _: Mapping[str,
         for name, array in arrays.items():
             member = zipfile.ZipInfo(f"{name}.npy", (1980, 1, 1, 0, 0, 0))  # no clock: equal files
             with opened.open(member, "w", force_zip64=True) as f:
-                np.lib.format.write_array(f, np.ascontiguousarray(array), allow_pickle=False)
+                np.lib.format.write_array(f, np.asarray(array, order="C"), allow_pickle=False)
 
 
 def _write_safetensors(file: BinaryIO, arrays: Mapping[str, np.ndarray], about: Mapping[str, str]) -> None:
