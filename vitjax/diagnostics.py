@@ -36,7 +36,9 @@ BINS = 40  # of a histogram
 HISTOGRAMS = "histograms"  # key of the metrics that are no scalars
 
 # The quantisers by the names that their traces bear.
-SIGN, WEIGHTS, ATTENTION = (f.__name__ for f in (binary._sign, binary._weights, binary.binarise_attention))
+SIGN, WEIGHTS, ATTENTION = (
+    f.__name__ for f in (binary._sign, binary._binarise_weights, binary.binarise_attention)
+)
 
 Place = tuple[str, str]  # kind of quantiser, path of the module that calls it
 Found = dict[Place, dict[str, jax.Array]]  # [L, ...] inside a scan of length L
