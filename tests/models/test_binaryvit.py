@@ -235,7 +235,7 @@ def test_bad_values_are_refused_at_once(name, fields, message):
         (
             "binaryvit_s",
             (240, 224),
-            r"reduction=\(8, 4, 1, 1\): 8 does not divide the map of 60x56 .* stage 0.* multiples of 32 and 32",
+            r"reduction=\(8, .*: 8 does not divide the map of 60x56 .* stage 0.* multiples of 32 and 32",
         ),
         (
             "binaryvit_ti",
@@ -264,5 +264,5 @@ def test_integers_are_no_images():
 
 @pytest.mark.parametrize("name", ["binaryvit_b", "binaryvit_s_str", "binary_deit_s16_gpa", "binaryvit-s"])
 def test_unknown_names(name):
-    with pytest.raises(UserError, match="Did you mean '(binaryvit|binary_deit)_s"):
+    with pytest.raises(UserError, match=r"Did you mean '(binaryvit|binary_deit)_s"):
         models.create(name)
