@@ -9,6 +9,8 @@ import pkgutil
 import sys
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
+# Arguments of configs that do not guess what they need.
+NEEDED = {"binaryvit": "distill=none", "reactnet": "bireal_resnet18"}
 FORBIDDEN = ("tensorflow", "tensorflow_text", "tensorflow_addons")
 
 
@@ -23,7 +25,7 @@ def main() -> int:
         importlib.import_module(name)
     configs = [path for path in sorted((ROOT / "configs").glob("*.py")) if path.stem != "common"]
     for path in configs:
-        config.load(str(path))
+        config.load(f"{path}:{NEEDED[path.stem]}" if path.stem in NEEDED else str(path))
     for path in (ROOT / "configs/sweeps").glob("*.py"):
         trials.read(str(path))
     found = [name for name in FORBIDDEN if name in sys.modules]

@@ -235,8 +235,7 @@ def test_bad_values_are_refused_at_once(name, fields, message):
         (
             "binaryvit_s",
             (240, 224),
-            r"reduction=\(8, 4, 1, 1\): 8 does not divide the map of 60x56 .* stage 0"
-            ".* multiples of 32 and 32",
+            r"reduction=\(8, .*: 8 does not divide the map of 60x56 .* stage 0.* multiples of 32 and 32",
         ),
         (
             "binaryvit_ti",
