@@ -7,14 +7,14 @@ The operands are plain arrays of their values, scales stay outside, and the back
 import functools
 
 import jax
-import jax.numpy as jnp
 from jax import lax
 
 from vitjax.errors import UserError, nearest
+from vitjax.kernels.dense_matmul import dense_matmul, of_one_dtype, result_dtype
 
 # What an operand may hold. A sign of exactly 0 is 0: "pm1" has it as a third value.
 VALUES = {"pm1": "-1, 0 and 1", "01": "0 and 1"}
-BACKENDS = ("dense",)
+BACKENDS = ("dense", "packed")
 
 Padding = int | tuple[tuple[int, int], tuple[int, int]]  # zeros around height and width
 
@@ -27,21 +27,24 @@ def binary_matmul(a, b, *, a_values: str = "pm1", b_values: str = "pm1", backend
 
     Leading axes broadcast as in `jnp.matmul`. `a_values` and `b_values` say what the operands hold: "pm1" are
     signs, "01" bits. The result is float32, or wider where an operand is; its gradient is that of the product
-    of real matrices, whatever the backend.
+    of real matrices, whatever the backend. `backend` is how it is computed: "dense" multiplies the numbers as
+    they are, "packed" counts bits. An operand that bits cannot hold (a sign of exactly 0, NaN) is multiplied
+    densely in the same compiled program, so the result is the same in any case.
 
     Raises:
       UserError: no such values or backend.
     """
     _check(backend, a_values, b_values)
-    return _dense_matmul(a, b)
+    return _matmul(a, b, a_values, b_values, backend)
 
 
 @functools.partial(jax.jit, static_argnames=("stride", "padding", "backend"))
 def binary_conv(x, signs, stride: int = 1, padding: Padding = 0, *, backend: str = "dense"):
     """Convolves `x` `[B, H, W, C]` of -1, 0 and 1 with `signs` `[k, l, C, D]`: exact integers `[B, h, w, D]`.
 
-    `padding` are the zeros on every side, or those before and after height and width. They are neither -1 nor
-    1, as in the published networks. Result and gradient are as those of `binary_matmul`.
+    `padding` are the zeros on every side, or those before and after height and width. They are neither -1
+    nor 1, as in the published networks. Result, gradient and `backend` are as those of `binary_matmul`;
+    windows that overlap, or that reach over zeros, are multiplied densely whatever the backend.
 
     Raises:
       UserError: no such backend.
@@ -49,53 +52,45 @@ def binary_conv(x, signs, stride: int = 1, padding: Padding = 0, *, backend: str
     _check(backend, "pm1", "pm1")
     pads = ((padding, padding), (padding, padding)) if isinstance(padding, int) else padding
     height, width, channels, features = signs.shape
-    if (height, width) == (stride, stride) and pads == ((0, 0), (0, 0)):
+    if height == width and height in (1, stride) and pads == ((0, 0), (0, 0)):
         # Windows that do not overlap are rows of a matrix, also in the gradient.
-        return _dense_matmul(_windows(x, stride), signs.reshape(height * width * channels, features))
+        rows = signs.reshape(height * width * channels, features)
+        return _matmul(_windows(x, height, stride), rows, "pm1", "pm1", backend)
     return lax.conv_general_dilated(
-        *_of_one_dtype(x, signs),
+        *of_one_dtype(x, signs),
         (stride, stride),
         pads,
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        preferred_element_type=_result(x, signs),
+        preferred_element_type=result_dtype(x, signs),
     )
 
 
 def _check(backend: str, *values: str):
     for name in values:
         if name not in VALUES:
-            raise UserError(f"{name!r} are no values of a binary operand.{nearest(name, VALUES)}")
+            known = ", ".join(f"{value!r} ({holds})" for value, holds in VALUES.items())
+            raise UserError(f"{name!r} are no values of a binary operand: these are {known}.")
     if backend not in BACKENDS:
-        raise UserError(f"backend={backend!r} multiplies no binary operands.{nearest(backend, BACKENDS)}")
+        raise UserError(
+            f"backend={backend!r} is none of {', '.join(map(repr, BACKENDS))}.{nearest(backend, BACKENDS)}"
+        )
 
 
-def _result(a, b):
-    """Dtype of the result: float32 at least, because bfloat16 holds integers up to 256 only."""
-    return jnp.promote_types(jnp.promote_types(a.dtype, b.dtype), jnp.float32)
+def _matmul(a, b, a_values, b_values, backend):
+    if backend == "dense":
+        return dense_matmul(a, b)
+    from vitjax.kernels.packed_matmul import packed_matmul  # Pallas takes half a second to import
+
+    return packed_matmul(a, b, a_values, b_values)
 
 
-def _of_one_dtype(a, b):
-    dtype = jnp.promote_types(a.dtype, b.dtype)
-    return a.astype(dtype), b.astype(dtype)
+def _windows(x, size: int, stride: int):
+    """The size x size windows of `[B, H, W, C]` side by side: `[B, h, w, size * size * C]`.
 
-
-def _dense_matmul(a, b):
-    """The product of real matrices, with all rows of `a` as one matrix where `b` is one."""
-    result = _result(a, b)
-    a, b = _of_one_dtype(a, b)
-    if b.ndim > 2:
-        return jnp.matmul(a, b, preferred_element_type=result)
-    y = jnp.matmul(a.reshape(-1, a.shape[-1]), b, preferred_element_type=result)
-    return y.reshape(*a.shape[:-1], b.shape[-1])
-
-
-def _windows(x, size: int):
-    """The size x size windows of `[B, H, W, C]` side by side: `[B, H / size, W / size, size * size * C]`.
-
-    What is left over on the right and below is in no window.
+    The size is 1 or the stride. What is left over on the right and below is in no window.
     """
     if size == 1:
-        return x
+        return x[:, ::stride, ::stride]
     batch, height, width, channels = x.shape
     h, w = height // size, width // size
     x = x[:, : h * size, : w * size].reshape(batch, h, size, w, size, channels)

@@ -11,6 +11,7 @@ The sign of 0, and of -0, is 0, as in the published code: a third value, which a
 
 import functools
 from collections.abc import Sequence
+from typing import cast
 
 import flax.linen as nn
 import jax
@@ -104,7 +105,7 @@ def binarise_weights(kernel, centred: bool = True, axes: int | Sequence[int] | N
     passes none.
     """
     axes = range(kernel.ndim - 1) if axes is None else (axes,) if isinstance(axes, int) else axes
-    return _weights(kernel, centred, tuple(axes))
+    return cast(tuple[jax.Array, jax.Array], _weights(kernel, centred, tuple(axes)))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))

@@ -80,8 +80,9 @@ def reduce_tokens(tokens, grid: Grid, size: int):
     """
     if grid[0] % size or grid[1] % size:
         raise UserError(
-            f"Keys and values are averaged over {size}x{size} tokens, but the grid is {grid[0]}x{grid[1]}: both"
-            " sides must be multiples. Change the crop in the preprocessing string or the model's reductions."
+            f"Keys and values are averaged over {size}x{size} tokens, but the grid is {grid[0]}x{grid[1]}:"
+            " both sides must be multiples. Change the crop in the preprocessing string or the model's"
+            " reductions."
         )
     x = mean_of_windows(tokens.reshape(len(tokens), *grid, -1), size)
     return x.reshape(len(x), -1, x.shape[-1])
