@@ -58,7 +58,7 @@ def released(name, params, step=2, prefix=""):
 def test_released_files_of_both_steps(tmp_path, name, step, prefix):
     params = drawn(joined(name))
     others = {"optimizer/state/0/exp_avg": np.zeros(3, np.float32)} if prefix else {}
-    np.savez(tmp_path / "a.npz", **released(name, params, step, prefix), **others)
+    np.savez(tmp_path / "a.npz", allow_pickle=False, **released(name, params, step, prefix), **others)
     loaded = load(tmp_path / "a.npz", joined(name))
     same(loaded.params, params)
     assert FAMILIES[name].format(step=step) in loaded.report
