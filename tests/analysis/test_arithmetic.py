@@ -98,6 +98,14 @@ def test_scans_and_recomputation_count_each_layer():
     assert found.binary == {"layers/BinaryDense_0/kernel": 3 * C * C} and found.scales == 3 * C
 
 
+def test_what_a_scan_carries_may_become_activations():
+    def recurrent(module, x):
+        gamma = vector(module)
+        return jax.lax.scan(lambda y, _: (y * gamma + x, None), jnp.zeros(x.shape), length=3)[0]
+
+    assert of(recurrent).operations == Operations(scaled=3 * NUMBERS)
+
+
 def kernel(module, name="kernel", features=C):
     return module.param(name, nn.initializers.lecun_normal(), (C, features))
 
@@ -142,6 +150,7 @@ def test_weights_are_followed_through_rearrangement_and_lost_in_arithmetic():
     [
         lambda module, x: Affine()(x),
         lambda module, x: x + vector(module) * (x**2),
+        lambda module, x: x + jnp.broadcast_to(vector(module), x.shape) * (x**2),
         lambda module, x: x - (x**2 * vector(module).astype(jnp.bfloat16)).astype(jnp.float32),
         lambda module, x: Affine()(nn.relu(x)),
         lambda module, x: jax.checkpoint(lambda x, gamma: x + x * gamma)(x, vector(module)),
@@ -149,7 +158,15 @@ def test_weights_are_followed_through_rearrangement_and_lost_in_arithmetic():
             x.sum() > 0, lambda x, by: x, lambda x, by: x + x * by, x, vector(module)
         ),
     ],
-    ids=["affine", "layer scale", "subtracted", "behind a ReLU", "recomputed", "of a branch"],
+    ids=[
+        "affine",
+        "layer scale",
+        "as large as the image",
+        "subtracted",
+        "behind a ReLU",
+        "recomputed",
+        "of a branch",
+    ],
 )
 def test_learned_scales_of_channels_count_one_multiplication_an_element(scale):
     assert of(scale).operations == Operations(scaled=NUMBERS)
@@ -172,7 +189,8 @@ def test_learned_scales_of_channels_count_one_multiplication_an_element(scale):
         lambda module, x: x + vector(module),
         lambda module, x: x + 0.5 * x,
         lambda module, x: x + jax.nn.sigmoid(x) * x,
-        lambda module, x: x + vector(module) * vector(module, "other"),
+        lambda module, x: x + vector(module)[None] * vector(module, "other")[None],
+        lambda module, x: x + x * jnp.broadcast_to(vector(module, size=4)[:, None], x.shape),
         lambda module, x: nn.avg_pool(x, (2, 2), (2, 2)),
     ],
 )
