@@ -11,6 +11,14 @@ from vitjax.errors import UserError
 from vitjax.layers.dense import affine
 from vitjax.layers.initialisation import AUGREG, Initialisation, Initializer
 from vitjax.layers.locality import NOWHERE, Locality, overwrite_diagonal
+from vitjax.layers.precision import (
+    AttentionShortcuts,
+    AttentionSigns,
+    BinaryAverage,
+    BinaryProjection,
+    binary_activations,
+    sign_products,
+)
 
 
 class HeadProjection(nn.Module):
@@ -52,6 +60,11 @@ class MultiHeadDotProductAttention(nn.Module):
 
     The collection `intermediates` gets `attention_logits` and `attention_weights`
     `[B, H, N, M]` if it is mutable, before and after the softmax.
+
+    With a `precision` (`layers.precision`) all four linear layers are `BinaryProjection`s, without biases,
+    and queries, keys and values go around the attention as well. Are activations binary, then so are both
+    products: that of the signs of queries and keys, which is scaled, masked and mixed as ever, and that of
+    the signs of values and weights that are 0 or one learned number. `attention_weights` has those weights.
     """
 
     num_heads: int
@@ -62,6 +75,7 @@ class MultiHeadDotProductAttention(nn.Module):
     scale: float | None = None  # of the logits, where it begins if it is learned; by default head_dim ** -0.5
     locality: Locality = NOWHERE
     out_projection: bool = dataclasses.field(default=True, kw_only=True)
+    precision: str = dataclasses.field(default="float", kw_only=True)  # one of `binary.PRECISIONS`
 
     @nn.compact
     def __call__(self, x, context=None):
@@ -77,23 +91,37 @@ class MultiHeadDotProductAttention(nn.Module):
             raise UserError(f"width={width} cannot be split over num_heads={self.num_heads} heads.")
         shape = (width, self.num_heads, self.head_dim or width // self.num_heads)
         begin = self.initialisation.kernel, self.initialisation.bias_of(width)
+        precision = self.precision_of_inputs
 
         stacked = dict(zip(("query", "key", "value"), self.initialisation.stacked, strict=True))
 
         def heads(inputs, name):
+            if precision != "float":
+                draw = _part_of(self.initialisation.kernel, stacked[name])
+                project = BinaryProjection(shape[1] * shape[2], precision, draw, self.dtype, name=name)
+                y = project(inputs)
+                return y.reshape(*y.shape[:-1], *shape[1:])
             kernel, bias = HeadProjection(shape, self.qkv_bias, True, *begin, stacked[name], name=name)()
             y = affine(inputs, kernel.reshape(width, -1), None if bias is None else bias.reshape(-1))
             return y.reshape(*y.shape[:-1], *shape[1:])
 
         return heads(x, "query"), heads(context, "key"), heads(context, "value")
 
+    @property
+    def precision_of_inputs(self) -> str:
+        """The `precision` of queries, keys and values' own linear layers."""
+        return self.precision
+
     def attended(self, query, key, value):
         """Averages values by the weights of each query: `[B, N, H, Dh]`."""
+        exact = query, key, value
+        if binary_activations(self.precision):
+            query, key, value = AttentionSigns(self.dtype, name="signs")(query, key, value)
         logits = self.logits(query, key)
         self.sow("intermediates", "attention_logits", logits)
-        weights = self.weights(logits).astype(self.dtype)
+        y, weights = self.average(self.weights(logits), value)
         self.sow("intermediates", "attention_weights", weights)
-        return jnp.einsum("bhnm,bmhk->bnhk", weights, value)
+        return y if self.precision == "float" else AttentionShortcuts(name="context")(y, *exact)
 
     def logits(self, query, key):
         """Returns the scaled products `[B, H, N, M]` of queries and keys, masked as `locality` says."""
@@ -105,6 +133,9 @@ class MultiHeadDotProductAttention(nn.Module):
         if self.locality.learned_temperature:
             scale = self.param("scale", nn.initializers.constant(scale), (self.num_heads,))
             scale = scale.astype(query.dtype)[:, None]
+        if binary_activations(self.precision):
+            products = sign_products(query, key)  # of signs, so the scale comes after
+            return products * jnp.reshape(scale, (-1, 1, 1))
         return jnp.einsum("bnhk,bmhk->bhnm", query * scale, key)
 
     def masked(self, logits):
@@ -115,15 +146,30 @@ class MultiHeadDotProductAttention(nn.Module):
         """Returns the attention weights `[B, H, N, M]`, float32, that sum to one over the last axis."""
         return jax.nn.softmax(logits.astype(jnp.float32), axis=-1)
 
+    def average(self, weights, value):
+        """Averages values `[B, M, H, Dh]` by `[B, H, N, M]`: `[B, N, H, Dh]`, and the weights that did it."""
+        if binary_activations(self.precision):
+            return BinaryAverage(self.dtype, name="average")(weights, value)
+        weights = weights.astype(self.dtype)
+        return jnp.einsum("bhnm,bmhk->bnhk", weights, value), weights
+
     def merge(self, y, width):
         """Projects the heads' results `[B, N, H, Dh]` back to `[B, N, D]`."""
         side_by_side = y.reshape(*y.shape[:-2], -1)
         if not self.out_projection:
             return side_by_side
+        if self.precision != "float":
+            draw = self.initialisation.kernel
+            return BinaryProjection(width, self.precision, draw, self.dtype, name="out")(side_by_side)
         shape = (*y.shape[-2:], width)
         begin = self.initialisation.kernel, self.initialisation.bias_of(shape[0] * shape[1])
         kernel, bias = HeadProjection(shape, True, False, *begin, name="out")()
         return affine(side_by_side, kernel.reshape(-1, width), bias)
+
+
+def _part_of(kernel_init: Initializer, stacked: int) -> Initializer:
+    """What draws the first of so many matrices that are drawn as one."""
+    return lambda key, shape, *dtype: kernel_init(key, (shape[0], stacked * shape[1]), *dtype)[:, : shape[1]]
 
 
 class TalkingHeadsAttention(MultiHeadDotProductAttention):

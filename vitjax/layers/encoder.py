@@ -66,6 +66,7 @@ class EncoderBlock(nn.Module):
     locality: Locality = NOWHERE
     mixing_bias: bool = True  # of talking heads
     out_projection: bool = True  # of the attention
+    precision: str = "float"  # of attention and MLP, see `layers.precision`
 
     @nn.compact
     def __call__(self, x, drop_path=None, train: bool = False, layer_scale=None):
@@ -95,6 +96,7 @@ class EncoderBlock(nn.Module):
             self.head_dim,
             locality=self.locality if locality is None else locality,
             out_projection=self.out_projection,
+            precision=self.precision,
             name="MultiHeadDotProductAttention_0",
         )
         return attention(x, context)
@@ -102,7 +104,13 @@ class EncoderBlock(nn.Module):
     def feed_forward(self, x, train):
         """The MLP."""
         mlp = MlpBlock(
-            self.mlp_dim, self.dropout, self.gelu, self.dtype, self.initialisation, name="MlpBlock_0"
+            self.mlp_dim,
+            self.dropout,
+            self.gelu,
+            self.dtype,
+            self.initialisation,
+            self.precision,
+            name="MlpBlock_0",
         )
         return mlp(x, train=train)
 

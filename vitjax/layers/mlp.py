@@ -5,8 +5,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from vitjax.layers.dense import Dense
 from vitjax.layers.initialisation import AUGREG, Initialisation
+from vitjax.layers.precision import linear
 
 GELU = ("tanh", "erf")
 
@@ -16,6 +16,9 @@ class MlpBlock(nn.Module):
 
     `gelu="tanh"` is the approximation Flax takes by default and the AugReg models
     were trained with; `"erf"` is PyTorch's and timm's.
+
+    With a `precision` (`layers.precision`) both layers are `BinaryProjection`s, whose RPReLUs take the
+    place of the GELU.
     """
 
     mlp_dim: int
@@ -23,21 +26,18 @@ class MlpBlock(nn.Module):
     gelu: str = "tanh"
     dtype: DTypeLike = jnp.float32  # of the products
     initialisation: Initialisation = AUGREG
+    precision: str = "float"
 
     @nn.compact
     def __call__(self, x, *, train: bool = False):
         """Applies the block; `train` switches dropout on."""
         width = x.shape[-1]
         x = self._dense(width, self.mlp_dim, "Dense_0")(x)
-        x = jax.nn.gelu(x.astype(jnp.float32), approximate=self.gelu == "tanh")
+        if self.precision == "float":
+            x = jax.nn.gelu(x.astype(jnp.float32), approximate=self.gelu == "tanh")
         x = nn.Dropout(self.dropout)(x, deterministic=not train)
         return self._dense(self.mlp_dim, width, "Dense_1")(x)
 
     def _dense(self, fan_in, features, name):
-        return Dense(
-            features,
-            kernel_init=self.initialisation.kernel,
-            bias_init=self.initialisation.bias_of(fan_in, self.initialisation.mlp_bias),
-            dtype=self.dtype,
-            name=name,
-        )
+        bias = self.initialisation.bias_of(fan_in, self.initialisation.mlp_bias)
+        return linear(features, self.precision, self.initialisation.kernel, bias, self.dtype, name=name)

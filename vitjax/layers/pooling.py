@@ -26,6 +26,7 @@ class MAPHead(nn.Module):
     norm_epsilon: float = 1e-6
     dtype: DTypeLike = jnp.float32
     initialisation: Initialisation = AUGREG
+    precision: str = "float"
 
     @nn.compact
     def __call__(self, x):
@@ -37,10 +38,12 @@ class MAPHead(nn.Module):
             self.qkv_bias,
             self.dtype,
             self.initialisation,
+            precision=self.precision,
             name="MultiHeadDotProductAttention_0",
         )(jnp.tile(probe, (batch, 1, 1)), x).astype(jnp.float32)
         y = LayerNorm(self.norm_epsilon, self.dtype, name="LayerNorm_0")(x)
-        mlp = MlpBlock(self.mlp_dim, 0.0, self.gelu, self.dtype, self.initialisation, name="MlpBlock_0")
+        common = (self.gelu, self.dtype, self.initialisation, self.precision)
+        mlp = MlpBlock(self.mlp_dim, 0.0, *common, name="MlpBlock_0")
         x = x + mlp(y)
         return x[:, 0]
 

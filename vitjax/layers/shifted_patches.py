@@ -14,6 +14,7 @@ from vitjax.layers.dense import affine
 from vitjax.layers.initialisation import AUGREG, Initialisation
 from vitjax.layers.norm import LayerNorm
 from vitjax.layers.patches import patchify
+from vitjax.layers.precision import BinaryProjection
 
 # Where each further view looks, in shifts (down, across) from a pixel; the order is that of its channels.
 _DIAGONAL = ((-1, -1), (-1, 1), (1, -1), (1, 1))
@@ -55,6 +56,9 @@ class ShiftedPatchTokenization(nn.Module):
     A patch embedding on images; on maps of tokens, with patches of 2, a pooling. Parameters: `norm` over
     the (1 + V) p q C numbers of a patch, in the order row, column, view, channel, and `projection` with
     `kernel` `[(1 + V) p q C, D]` and `bias` `[D]`.
+
+    With a `precision` the projection is a `BinaryProjection`, around which goes the mean of the patch itself,
+    without shifted views. An embedding of pixels should have none.
     """
 
     width: int
@@ -64,22 +68,24 @@ class ShiftedPatchTokenization(nn.Module):
     norm_epsilon: float = 1e-5
     dtype: DTypeLike = jnp.float32
     initialisation: Initialisation = AUGREG
+    precision: str = "float"
 
     @nn.compact
     def __call__(self, x):
         """Embeds float images or maps `[B, H, W, C]` as `[B, H/p, W/q, width]`."""
-        views = 1 + len(DIRECTIONS[self.directions])
+        views, channels = 1 + len(DIRECTIONS[self.directions]), x.shape[-1]
         made_for = self.get_variable("params", "norm")
-        if (
-            made_for is not None
-            and len(made_for["scale"]) != views * math.prod(self.patch_size) * x.shape[-1]
-        ):
+        if made_for is not None and len(made_for["scale"]) != views * math.prod(self.patch_size) * channels:
             raise UserError(
-                f"The model was made for other images than these of {x.shape[-1]} channels: prepare images "
+                f"The model was made for other images than these of {channels} channels: prepare images "
                 "everywhere alike; 'decode' gives 3."
             )
         x = shifted_views(x, shifts_of(self.patch_size, self.ratio), self.directions)
         x = LayerNorm(self.norm_epsilon, self.dtype, name="norm")(patchify(x, self.patch_size))
+        if self.precision != "float":
+            fields = (self.width, self.precision, self.initialisation.patch(x.shape[-1])[0], self.dtype)
+            unshifted = x.reshape(*x.shape[:3], -1, views, channels)[..., 0, :]
+            return BinaryProjection(*fields, name="projection")(x, unshifted.mean(-2))
         kernel, bias = _Projection(self.width, self.initialisation, name="projection")(x.shape[-1])
         return affine(x, kernel, bias)
 

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from vitjax.errors import UserError
-from vitjax.layers.dense import Dense
 from vitjax.layers.depthwise import depthwise_convolve
 from vitjax.layers.initialisation import AUGREG, Initialisation
+from vitjax.layers.precision import linear
 from vitjax.layers.shifted_patches import ShiftedPatchTokenization
 
 
@@ -29,6 +29,7 @@ class ShiftedPatchPooling(nn.Module):
     norm_epsilon: float = 1e-5
     dtype: DTypeLike = jnp.float32
     initialisation: Initialisation = AUGREG
+    precision: str = "float"  # of linear layers, see `layers.precision`; a depthwise convolution stays float
 
     @nn.compact
     def __call__(self, tokens, grid: tuple[int, int]):
@@ -53,7 +54,8 @@ class ShiftedPatchPooling(nn.Module):
         pooled = pooled.reshape(len(pooled), -1, self.width)
         if not in_front:
             return pooled
-        cls = Dense(self.width, self.initialisation.kernel, dtype=self.dtype, name="cls")
+        kernel = self.initialisation.kernel
+        cls = linear(self.width, self.precision, kernel, dtype=self.dtype, name="cls")
         return jnp.concatenate([cls(front), pooled], axis=1)
 
     def _pool(self, x):
@@ -65,6 +67,7 @@ class ShiftedPatchPooling(nn.Module):
             self.norm_epsilon,
             self.dtype,
             self.initialisation,
+            self.precision,
             name="patches",
         )
         nn.share_scope(self, tokenization)  # its parameters without a level of their own
@@ -84,6 +87,7 @@ class DepthwisePooling(nn.Module):
     pointwise: bool = False
     dtype: DTypeLike = jnp.float32
     initialisation: Initialisation = AUGREG
+    precision: str = "float"  # of linear layers, see `layers.precision`; a depthwise convolution stays float
 
     @nn.compact
     def __call__(self, tokens, grid: tuple[int, int]):
@@ -121,7 +125,7 @@ class DepthwisePooling(nn.Module):
 
     def _dense(self, name, fan_in):
         kernel, bias = self.initialisation.kernel, self.initialisation.bias_of(fan_in)
-        return Dense(self.width, kernel, bias, self.dtype, name=name)
+        return linear(self.width, self.precision, kernel, bias, self.dtype, name=name)
 
 
 class DepthwiseFilters(nn.Module):

@@ -25,6 +25,12 @@ class ValueResidualAttention(MultiHeadDotProductAttention):
     """Attention with one head from tokens to `head_dim` channels, plus its own values: v + out(weights v)."""
 
     dropout: float = 0.0  # after `out`
+    sees_pixels: bool = False  # then the layers that read them stay float, whatever the precision
+
+    @property
+    def precision_of_inputs(self) -> str:
+        """The `precision` of queries, keys and values' own linear layers."""
+        return "float" if self.sees_pixels else self.precision
 
     @nn.compact
     def __call__(self, x, *, train: bool = False):
@@ -55,7 +61,8 @@ class PerformerAttention(ValueResidualAttention):
     matrix of logits for `locality` to act on. Features and sums are float32 whatever the dtype.
 
     `attention_weights` are the estimated ones, `attention_logits` the logarithm of the estimated kernel; they
-    are made only if somebody asks for the collection `intermediates`.
+    are made only if somebody asks for the collection `intermediates`. A `precision` is that of linear layers;
+    features are no probabilities, so products with them stay float.
     """
 
     feature_ratio: float = 0.5  # m / head_dim
@@ -92,6 +99,9 @@ class TokenLayer(nn.Module):
     `kind` is one of `TOKEN_LAYERS`. A `transformer` has no biases for query, key and value, and scales logits
     by (width of x)^-1/2 though queries have `token_dim` channels, as in the official code; a `performer` has
     biases, no scale, and dropout after its attention and its MLP.
+
+    With a `precision` linear layers are those of `layers.precision`; but where `sees_pixels`, those of
+    queries, keys and values stay as they are, like any embedding of pixels.
     """
 
     kind: str
@@ -102,6 +112,8 @@ class TokenLayer(nn.Module):
     dtype: DTypeLike = jnp.float32
     initialisation: Initialisation = AUGREG
     locality: Locality = NOWHERE
+    precision: str = "float"
+    sees_pixels: bool = False
 
     @nn.compact
     def __call__(self, x, *, train: bool = False):
@@ -115,11 +127,14 @@ class TokenLayer(nn.Module):
             self.token_dim,
             x.shape[-1] ** -0.5,
             self.locality,
+            precision=self.precision,
             dropout=self.dropout,
+            sees_pixels=self.sees_pixels,
             name="MultiHeadDotProductAttention_0",
         )
         y = LayerNorm(self.norm_epsilon, self.dtype, name="LayerNorm_0")(x)
         x = attention(y, train=train)
         y = LayerNorm(self.norm_epsilon, self.dtype, name="LayerNorm_1")(x)
-        y = MlpBlock(self.token_dim, 0.0, self.gelu, self.dtype, self.initialisation, name="MlpBlock_0")(y)
+        common = (self.gelu, self.dtype, self.initialisation, self.precision)
+        y = MlpBlock(self.token_dim, 0.0, *common, name="MlpBlock_0")(y)
         return x + nn.Dropout(self.dropout)(y.astype(jnp.float32), deterministic=not train)

@@ -125,6 +125,7 @@ class WindowBlock(EncoderBlock):
             self.initialisation,
             self.head_dim,
             locality=self.locality,
+            precision=self.precision,
             window=self.window,
             shift=self.shift,
             grid=grid,

@@ -201,7 +201,7 @@ class PiT(ViT):
 
     def pooling_layer(self, number: int) -> nn.Module:
         """The pooling between stages `number` and `number` + 1: (tokens, grid) -> tokens."""
-        width, common = self.width[number + 1], (self.dtype, self.initialisers)
+        width, common = self.width[number + 1], (self.dtype, self.initialisers, self.precision)
         name = f"pooling_{number}"
         if self.spt_pooling:
             return ShiftedPatchPooling(width, self.spt, 0.5, 1e-5, *common, name=name)

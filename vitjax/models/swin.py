@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vitjax.errors import UserError, nearest
+from vitjax.layers.binary import PRECISIONS
 from vitjax.layers.drop_path import linear_rates
 from vitjax.layers.encoder import REMAT_POLICIES
 from vitjax.layers.initialisation import INITIALISATIONS, Initialisation
@@ -40,6 +41,7 @@ _CHOICES = {
     "lsa": LSA,
     "initialisation": tuple(INITIALISATIONS),
     "remat": (None, *REMAT_POLICIES),
+    "precision": PRECISIONS,
     "dtype": ("float32", "bfloat16"),
 }
 
@@ -92,6 +94,10 @@ class Swin(nn.Module):
       head_zeroinit: start the head's kernel at zero.
       remat: recompute blocks in the backward pass, keeping what this policy of jax names (`REMAT_POLICIES`).
       dtype: of matrix products. Parameters, residual stream, norms, softmax and logits are float32 always.
+      precision: bits of weights and activations in all linear layers but the embedding and the head, and in
+        the products of attention: `float`, `binary` (one bit each), `w1a32` or `w32a1`. All but `float` make
+        another network (`layers.precision`): its linear layers have no biases (`qkv_bias` is nothing to
+        them), but a norm, a shortcut and an RPReLU each, which also takes the place of `gelu`.
     """
 
     num_classes: int | None = None
@@ -118,6 +124,7 @@ class Swin(nn.Module):
     head_zeroinit: bool = False
     remat: str | None = None
     dtype: str = "float32"
+    precision: str = "float"
 
     def __post_init__(self):
         """Refuses bad values where the model is made, not inside the first trace."""
@@ -277,6 +284,7 @@ class Swin(nn.Module):
             "qkv_bias": self.qkv_bias,
             "norm_epsilon": self.norm_epsilon,
             "dtype": self.dtype,
+            "precision": self.precision,
             "initialisation": self.initialisers,
             "locality": locality(self.lsa, self.lsa_mask),
         }
@@ -284,7 +292,7 @@ class Swin(nn.Module):
     def pool(self, x, stage: int):
         """Halves the map `[B, h, w, D]` that leaves a stage and doubles its width."""
         width, name = self.width_of(stage + 1), f"pooling_{stage}"
-        common = (self.norm_epsilon, self.dtype, self.initialisers)
+        common = (self.norm_epsilon, self.dtype, self.initialisers, self.precision)
         if not self.spt_pooling:
             return PatchMerging(width, *common, name=name)(x)
         batch, *grid, dim = x.shape

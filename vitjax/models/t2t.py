@@ -12,11 +12,11 @@ from jax.typing import DTypeLike
 
 from vitjax.errors import UserError, nearest
 from vitjax.layers.attention import MultiHeadDotProductAttention
-from vitjax.layers.dense import Dense
 from vitjax.layers.encoder import EncoderBlock
 from vitjax.layers.initialisation import Initialisation
 from vitjax.layers.locality import NOWHERE, Locality, locality
 from vitjax.layers.norm import LayerNorm
+from vitjax.layers.precision import linear
 from vitjax.layers.shifted_patches import shifted_views, shifts_of
 from vitjax.layers.soft_split import Split, refuse_other_sizes, soft_split, splits_of, stride_of
 from vitjax.layers.token_transformer import (
@@ -61,6 +61,7 @@ class TokensToToken(nn.Module):
     initialisation: Initialisation
     locality: Locality = NOWHERE
     unused_norm: bool = False
+    precision: str = "float"  # of all but the layer that reads pixels
 
     @nn.compact
     def __call__(self, image, *, train: bool = False):
@@ -76,6 +77,8 @@ class TokensToToken(nn.Module):
                 self.dtype,
                 self.initialisation,
                 self.locality,
+                self.precision,
+                sees_pixels=i == 0,
                 name=f"token_layer_{i}",
             )
             tokens = layer(x.reshape(len(x), -1, x.shape[-1]), train=train)
@@ -83,7 +86,9 @@ class TokensToToken(nn.Module):
             x = soft_split(maps[-1].astype(self.dtype), split)
         if self.unused_norm:
             LayerNorm(name="norm")(x[:1, :1, :1])
-        projection = Dense(self.width, self.initialisation.kernel, dtype=self.dtype, name="projection")
+        precision = self.precision if maps else "float"  # without token layers this one reads the pixels
+        kernel = self.initialisation.kernel
+        projection = linear(self.width, precision, kernel, dtype=self.dtype, name="projection")
         return projection(x), maps
 
 
@@ -111,6 +116,7 @@ class T2TBlock(EncoderBlock):
             self.scale,
             self.locality,
             out_projection=self.out_projection,
+            precision=self.precision,
             name="MultiHeadDotProductAttention_0",
         )
         return attention(x)
@@ -209,6 +215,7 @@ class T2TViT(ViT):
             self.initialisers,
             NOWHERE if performer else locality(self.lsa, self.lsa_mask),
             self.unused_norm,
+            self.precision,
             name="tokens_to_token",
         )
         stem, maps = tokens_to_token(image, train=train)

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vitjax.errors import UserError, nearest
+from vitjax.layers.binary import PRECISIONS
 from vitjax.layers.drop_path import linear_rates, uniform_rates
 from vitjax.layers.encoder import REMAT_POLICIES, Encoder, EncoderBlock
 from vitjax.layers.initialisation import INITIALISATIONS, Initialisation
@@ -51,6 +52,7 @@ _CHOICES = {
     "lsa": LSA,
     "initialisation": tuple(INITIALISATIONS),
     "remat": (None, *REMAT_POLICIES),
+    "precision": PRECISIONS,
     "dtype": ("float32", "bfloat16"),
 }
 
@@ -101,6 +103,10 @@ class ViT(nn.Module):
       scan: compile one block and scan it over the depth, parameters stacked (`layers.encoder.loop_to_scan`).
       remat: recompute blocks in the backward pass, keeping what this policy of jax names (`REMAT_POLICIES`).
       dtype: of matrix products. Parameters, residual stream, norms, softmax and logits are float32 always.
+      precision: bits of weights and activations in all linear layers but the embedding and the head, and in
+        the products of attention: `float`, `binary` (one bit each), `w1a32` or `w32a1`. All but `float` make
+        another network (`layers.precision`): its linear layers have no biases (`qkv_bias` is nothing to
+        them), but a norm, a shortcut and an RPReLU each, which also takes the place of `gelu`.
     """
 
     num_classes: int | None = None
@@ -135,6 +141,7 @@ class ViT(nn.Module):
     scan: bool = False
     remat: str | None = None
     dtype: str = "float32"
+    precision: str = "float"
 
     def __post_init__(self):
         """Refuses bad values where the model is made, not inside the first trace."""
@@ -330,6 +337,7 @@ class ViT(nn.Module):
             "layer_scale": self.layer_scale,
             "norm_epsilon": self.norm_epsilon,
             "dtype": self.dtype,
+            "precision": self.precision,
             "initialisation": self.initialisers,
             "head_dim": self.head_dim,
             "locality": locality(self.lsa, self.lsa_mask),
@@ -373,6 +381,7 @@ class ViT(nn.Module):
                     self.norm_epsilon,
                     self.dtype,
                     self.initialisers,
+                    self.precision,
                     name="MAPHead_0",
                 )
                 return head(x)
