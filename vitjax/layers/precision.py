@@ -1,8 +1,8 @@
 """The layers of a Transformer with one-bit weights, one-bit activations, or both, whatever its architecture.
 
 BinaryViT (arXiv 2306.16678) keeps a real-valued residual stream. Around every binary linear layer it has a
-norm, a real-valued shortcut and an RPReLU, and around the binary products of attention real-valued queries, keys
-and values. So have the layers of any Transformer here where their field `precision` is not "float":
+norm, a real-valued shortcut and an RPReLU, and around the products of attention real-valued queries, keys and
+values. So have the layers of any Transformer here where their field `precision` is not "float":
 
     precision   weights   activations
     float       float     float        the layer as it is without this module
