@@ -1,16 +1,13 @@
 """Every Transformer of the registry with one-bit weights, one-bit activations, or both."""
 
-import itertools
 import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from ml_collections import ConfigDict
 
-from vitjax import config as config_lib
-from vitjax import experiment, models, sharding
+from vitjax import compiler, config, experiment, models, sharding
 from vitjax.analysis.attention import capture
 from vitjax.errors import UserError
 from vitjax.kernels import binary_matmul
@@ -42,6 +39,7 @@ NETWORKS = {
 IMAGES = np.random.default_rng(0).normal(size=(4, 16, 16, 3)).astype("f")
 KEY = jax.random.key(0)
 DOOR = "binary_matmul"
+UNOPTIMISED = {"xla_backend_optimization_level": 0}  # programs that run once compile in half the time
 
 
 def model_of(network, precision="binary", **fields):
@@ -129,11 +127,9 @@ def test_what_goes_through_the_door_and_what_learns(network, name, monkeypatch):
         value = -jax.nn.log_softmax(logits)[jnp.arange(4), jnp.array([0, 1, 2, 0])].mean()
         return value, (logits, [array for _, array in operands])
 
-    # Without optimisation it compiles in half the time.
-    options = {"xla_backend_optimization_level": 0}
-    (_, (logits, seen)), grads = jax.jit(jax.value_and_grad(loss, has_aux=True), compiler_options=options)(
-        params
-    )
+    (_, (logits, seen)), grads = jax.jit(
+        jax.value_and_grad(loss, has_aux=True), compiler_options=UNOPTIMISED
+    )(params)
     assert np.isfinite(logits).all() and np.ptp(logits) > 1e-3
     assert len(seen) == 2 * sum(NETWORKS[network][2:4] * np.array([name == "binary", 2 * (name != "w1a32")]))
     for (values, _), array in zip(operands, seen, strict=True):
@@ -143,3 +139,104 @@ def test_what_goes_through_the_door_and_what_learns(network, name, monkeypatch):
     # A bias of all logits of a query has none, and a norm that nothing uses.
     idle = re.compile(r".*(proj_l|key)/bias|tokens_to_token/norm/.*")
     assert [path for path, grad in grads.items() if not np.any(grad) and not idle.fullmatch(path)] == []
+
+
+def test_stacked_and_recomputed_blocks_are_the_same_network():
+    model = model_of("sl_vit", depth=2, layer_scale=0.1)
+    params = randomised(model)["params"]
+    other = model.clone(scan=True, remat="nothing_saveable")
+
+    def gradient(model, params):
+        loss = lambda params: jnp.square(model.apply({"params": params}, IMAGES)[0]).sum()
+        return jax.jit(jax.grad(loss), compiler_options=UNOPTIMISED)(params)
+
+    loop, scan = loop_to_scan(gradient(model, params)), gradient(other, loop_to_scan(params))
+    # Twice the largest difference that was seen; the largest gradients are about 10.
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), loop, scan)
+
+
+def test_the_embedding_of_pixels_and_the_head_stay_float():
+    params = shapes(model_of("sl_vit"))["params"]
+    assert set(params["embedding"]["projection"]) == set(params["head"]) == {"kernel", "bias"}
+    attention = params["Transformer"]["encoderblock_0"]["MultiHeadDotProductAttention_0"]
+    assert attention["scale"].shape == (2,)  # LSA's temperature
+    for name in ("query", "key", "value", "out"):
+        assert set(attention[name]) == {"kernel", "move", "norm", "rprelu"}
+    layer = shapes(model_of("sl_t2t"))["params"]["tokens_to_token"]["token_layer_0"]
+    attention = layer["MultiHeadDotProductAttention_0"]
+    assert set(attention["query"]) == {"kernel"} and "move" in attention["out"] and "signs" in attention
+
+
+def test_kernels_begin_as_those_of_the_float_network():
+    """Query, key and value of the small-dataset paper are drawn as one matrix: with its fan-out."""
+    model = models.create("sl_vit", precision="binary", depth=1)
+    params = jax.jit(model.init, compiler_options=UNOPTIMISED)(
+        jax.random.key(0, impl="rbg"), np.zeros((1, 32, 32, 3), "f")
+    )["params"]
+    attention = params["Transformer"]["encoderblock_0"]["MultiHeadDotProductAttention_0"]
+    for name, fans in (("query", 192 + 3 * 192), ("out", 2 * 192)):
+        assert np.std(attention[name]["kernel"]) == pytest.approx((2 / fans) ** 0.5, rel=0.05)
+    assert attention["average"]["clip"] == pytest.approx(1 / 65)
+
+
+def test_no_batch_statistics():
+    for network in ("sl_vit", "sl_cait", "sl_swin"):
+        assert set(shapes(model_of(network))) == {"params"}
+
+
+def test_attentions_are_found_by_the_tool_that_shows_them():
+    model = model_of("sl_cait")
+    found, _ = capture.attentions(model, shapes(model), jax.ShapeDtypeStruct((1, 16, 16, 3), jnp.float32))
+    assert [attention.shape for attention in found] == [(1, 2, 4, 4), (1, 2, 1, 4)]
+    assert all(attention.start == pytest.approx(6**0.5) for attention in found)
+
+
+@pytest.mark.parametrize(
+    "name", ["vit_s16", "sl_cait", "pit_ti", "swin_t", "t2t_vit_7", "r_ti16", "deit_ti16"]
+)
+def test_other_precisions_are_refused_by_name(name):
+    with pytest.raises(UserError, match=r"precision='Binari' is none of 'binary', .*Did you mean 'binary'"):
+        models.create(name, precision="Binari")
+
+
+def test_networks_without_attention_have_none():
+    with pytest.raises(UserError, match=r"model\.precision is not a field of 'resnet18'"):
+        models.create("resnet18", precision="binary")
+
+
+# --- Runs, from the command line's overrides to a step.
+
+SMALL = {"model.width": 16, "model.depth": 1, "model.mlp_dim": 32, "model.num_heads": 2}
+
+
+def built(spec, **more):
+    overrides = SMALL | {"model.precision": "binary", "input.workers": 0} | more
+    return experiment.build(config.load(spec, {key: str(value) for key, value in overrides.items()}))
+
+
+def first_step(run):
+    batches = run.batches(0)
+    _, batch = next(sharding.prefetch(batches, run.mesh))
+    before = run.init_state()
+    begun = jax.tree.map(np.asarray, before.params)
+    state, metrics = run.train_step()(before, batch)
+    batches.close()
+    assert np.isfinite(float(metrics["training_loss"]))
+    return flatten(jax.tree.map(lambda a, b: np.any(a != b), begun, jax.tree.map(np.asarray, state.params)))
+
+
+@pytest.mark.parametrize("name", ["sl_vit", "sl_cait"])
+def test_a_step_of_a_binary_network(name, monkeypatch):
+    monkeypatch.setattr(compiler, "options", lambda model: UNOPTIMISED)
+    more = {"schedule.warmup_percent": 0, "model.pool": "tok"}  # the rate of the first step is not 0
+    more |= {"model.class_depth": 1, "model.head_dim": 8} if name == "sl_cait" else {}
+    moved = first_step(built("configs/quickstart.py", **{"model.name": name, "model.patch_size": 8}, **more))
+    assert all(moved[path] for path in moved if path.endswith(("/kernel", "/move", "/slope")))
+
+
+def test_a_binary_student_of_a_convolutional_network_is_a_config(monkeypatch):
+    monkeypatch.setattr(compiler, "options", lambda model: UNOPTIMISED)
+    run = built("configs/deit.py:deit_ti16,data=digits,teacher=resnet18,distill=hard")
+    assert run.config.task.kind == "hard" and run.model.precision == "binary"
+    moved = first_step(run)
+    assert all(moved[path] for path in moved if path.endswith(("/kernel", "/move")))
