@@ -103,6 +103,10 @@ def test_with_weights_of_32_bits_only_attention_is_binary_and_with_activations_o
     assert count_products(model_of(network, "w1a32")) == (0, linear + 2 * attentions + real)
 
 
+def test_the_second_of_two_steps_has_the_parameters_of_the_first():
+    assert shapes(model_of("sl_cait", "w32a1")) == shapes(model_of("sl_cait"))
+
+
 @pytest.mark.parametrize(
     ("network", "name"),
     [
