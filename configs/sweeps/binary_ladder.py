@@ -12,7 +12,7 @@ patches and locality, each with the teacher and from labels alone, is
     ... --sweep configs/sweeps/binary_ladder.py:runs/teacher,data=arrays:PATH,what=locality --workdir W2
 
 Arguments (defaults first):
-  teacher  runs/teacher: workdir of the teacher's run
+  teacher  workdir of the teacher's run; for digits vit_ti16, which is among configs/weights
   what     ladder: the five rows | locality: the last row plain, with SPT, LSA and both, with and without the
            teacher
   data     digits, or any source that configs/binaryvit.py takes
@@ -33,7 +33,7 @@ def get_sweep(arg: str | None = None) -> grid.Sweep:
     """Returns the grid that the argument string describes."""
     args = common.parse_arg(
         arg,
-        teacher="runs/teacher",
+        teacher=None,
         what="ladder",
         data="digits",
         train="train",
@@ -44,8 +44,11 @@ def get_sweep(arg: str | None = None) -> grid.Sweep:
         lr=1e-3,
         seeds=3,
     )
+    teacher = args.teacher or ("vit_ti16" if args.data == "digits" else None)
+    if teacher is None:
+        raise ValueError(f"data={args.data} needs a teacher: give the workdir of its run, teacher=WORKDIR.")
     locality = common.choose("what", args.what, {"ladder": False, "locality": True})
-    shared = dict(size="small", data=args.data, train=args.train, val=args.val, teacher=args.teacher)
+    shared = dict(size="small", data=args.data, train=args.train, val=args.val, teacher=teacher)
     shared |= dict(epochs=args.epochs, batch=args.batch, lr=args.lr, res=args.res or (64 if locality else 32))
     return grid.Sweep(
         config="configs/binaryvit.py:" + ",".join(f"{key}={value}" for key, value in shared.items()),

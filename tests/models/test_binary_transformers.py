@@ -157,8 +157,8 @@ def test_stacked_and_recomputed_blocks_are_the_same_network():
         return jax.jit(jax.grad(loss), compiler_options=UNOPTIMISED)(params)
 
     loop, scan = loop_to_scan(gradient(model, params)), gradient(other, loop_to_scan(params))
-    # Twice the largest difference that was seen; the largest gradients are about 10.
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), loop, scan)
+    # On a CPU no difference was seen; the largest gradient is 42, of which this is float32's rounding.
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), loop, scan)
 
 
 def test_the_embedding_of_pixels_and_the_head_stay_float():
