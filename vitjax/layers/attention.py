@@ -64,7 +64,8 @@ class MultiHeadDotProductAttention(nn.Module):
     With a `precision` (`layers.precision`) all four linear layers are `BinaryProjection`s, without biases,
     and queries, keys and values go around the attention as well. Are activations binary, then so are both
     products: that of the signs of queries and keys, which is scaled, masked and mixed as ever, and that of
-    the signs of values and weights that are 0 or one learned number. `attention_weights` has those weights.
+    the signs of values and weights that are 0 or one learned number. The collection gets `attention_on`
+    besides, 0 or 1 for each of `attention_weights`.
     """
 
     num_heads: int
@@ -119,8 +120,7 @@ class MultiHeadDotProductAttention(nn.Module):
             query, key, value = AttentionSigns(self.dtype, name="signs")(query, key, value)
         logits = self.logits(query, key)
         self.sow("intermediates", "attention_logits", logits)
-        y, weights = self.average(self.weights(logits), value)
-        self.sow("intermediates", "attention_weights", weights)
+        y = self.average(self.weights(logits), value)
         return y if self.precision == "float" else AttentionShortcuts(name="context")(y, *exact)
 
     def logits(self, query, key):
@@ -147,11 +147,15 @@ class MultiHeadDotProductAttention(nn.Module):
         return jax.nn.softmax(logits.astype(jnp.float32), axis=-1)
 
     def average(self, weights, value):
-        """Averages values `[B, M, H, Dh]` by `[B, H, N, M]`: `[B, N, H, Dh]`, and the weights that did it."""
+        """Averages values `[B, M, H, Dh]` by weights `[B, H, N, M]`: `[B, N, H, Dh]`."""
         if binary_activations(self.precision):
-            return BinaryAverage(self.dtype, name="average")(weights, value)
+            self.sow("intermediates", "attention_weights", weights)
+            y, on = BinaryAverage(self.dtype, name="average")(weights, value)
+            self.sow("intermediates", "attention_on", on)
+            return y
         weights = weights.astype(self.dtype)
-        return jnp.einsum("bhnm,bmhk->bnhk", weights, value), weights
+        self.sow("intermediates", "attention_weights", weights)
+        return jnp.einsum("bhnm,bmhk->bnhk", weights, value)
 
     def merge(self, y, width):
         """Projects the heads' results `[B, N, H, Dh]` back to `[B, N, D]`."""

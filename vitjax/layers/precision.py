@@ -21,6 +21,7 @@ from jax.typing import DTypeLike
 
 from vitjax.kernels import binary_matmul
 from vitjax.layers.binary import BinaryDense, RPReLU, binarise_attention, binarises, binary_sign
+from vitjax.layers.binary_shortcuts import mean_of_neighbours, tile_channels
 from vitjax.layers.dense import Dense
 from vitjax.layers.initialisation import AUGREG, Initializer
 from vitjax.layers.norm import LayerNorm
@@ -81,10 +82,8 @@ def fitted(x, features: int):
     if width == features:
         return x
     if features % width == 0:
-        return jnp.tile(x, features // width)
-    if width % features == 0:
-        return x.reshape(*x.shape[:-1], features, width // features).mean(-1)
-    return None
+        return tile_channels(x, features)
+    return mean_of_neighbours(x, features) if width % features == 0 else None
 
 
 class AttentionSigns(nn.Module):
@@ -123,12 +122,12 @@ class BinaryAverage(nn.Module):
         """Averages `value` `[B, M, H, Dh]` by `weights` `[B, H, N, M]`.
 
         Returns:
-          The averages `[B, N, H, Dh]` and the weights that made them.
+          The averages `[B, N, H, Dh]`, and which weights are on, 0 or 1 `[B, H, N, M]`.
         """
         clip = self.param("clip", nn.initializers.constant(1 / weights.shape[-1]), ())
-        ones, scale = binarise_attention(weights.astype(jnp.float32), clip)
-        y = binary_matmul(ones.astype(self.dtype), value.transpose(0, 2, 1, 3), a_values="01") * scale
-        return y.transpose(0, 2, 1, 3), ones * scale
+        on, scale = binarise_attention(weights.astype(jnp.float32), clip)
+        y = binary_matmul(on.astype(self.dtype), value.transpose(0, 2, 1, 3), a_values="01") * scale
+        return y.transpose(0, 2, 1, 3), on
 
 
 class AttentionShortcuts(nn.Module):
