@@ -150,6 +150,7 @@ def make_step(
             seen = state.model_state, jax.tree.map(lambda x: x[0], _slices(batch, accumulation)), model_rng
             seen += (progress,)
             of_state, signs = _if(logged, diagnostics.before, state.params, *seen)
+            batch = _once_known(next(iter(of_state.values())), batch)
         loss, metrics, model_state, grads = loss_and_grads(state, batch, model_rng, hyper.frozen, progress)
         updates, opt_state = optimizer.update(
             grads, state.opt_state, state.params, hyperparameters=hyper.optimizer
@@ -201,10 +202,23 @@ def _slices(batch: dict, number: int) -> dict:
 
 
 def _if(wanted: jax.Array, measure: Callable, *args: Any) -> Any:
-    """Returns `measure(*args)` if wanted; else, for nothing, arrays like it that hold NaN, integers 0."""
-    shapes = jax.eval_shape(measure, *args)
+    """Returns `measure(*args)` if wanted; else, for nothing, blanks in its place."""
+    return jax.lax.cond(wanted, measure, lambda *args: _blank(measure, *args), *args)
+
+
+def _blank(measure: Callable, *args: Any) -> Any:
+    """Arrays like those that `measure(*args)` gives, which is not computed: NaN, integers 0."""
     blank = lambda leaf: jnp.full(leaf.shape, jnp.nan if leaf.dtype == jnp.float32 else 0, leaf.dtype)
-    return jax.lax.cond(wanted, measure, lambda *args: jax.tree.map(blank, shapes), *args)
+    return jax.tree.map(blank, jax.eval_shape(measure, *args))
+
+
+def _once_known(share: jax.Array, batch: dict) -> dict:
+    """The batch, for which the program has to wait until `share`, never above 1, is known.
+
+    On a CPU of several devices, a sum over all of them inside a branch and one outside, under way at the same
+    time, take each other's threads and wait for ever. The compiler there drops an `optimization_barrier`.
+    """
+    return jax.tree.map(lambda x: jnp.where(share > 2, jnp.zeros_like(x), x), batch)
 
 
 def _norm(tree: Any) -> jax.Array:
