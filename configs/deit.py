@@ -84,7 +84,7 @@ SMALL = dict(epochs=100, batch=48)
 # ViT-Ti of a sixth of it and a third of the depth.
 DIGITS_TEACHERS: dict[str, Section] = {
     "resnet18": dict(widths=(6, 12, 24, 48)),
-    "vit_ti16": dict(width=32, depth=4, mlp_dim=128, num_heads=2),
+    "vit_ti16": dict(width=32, depth=4, mlp_dim=128, num_heads=2, pool="gap"),
 }
 
 LABELS = "onehot({num_classes}, key='label', key_result='labels')|keep('image', 'labels')"

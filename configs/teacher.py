@@ -15,13 +15,13 @@ The teachers of digits that come with configs/deit.py and configs/binaryvit.py w
         read = lambda key: checkpoint.load_params('runs/digits_teacher/checkpoints', key); \\
         weights.save('digits_resnet18.safetensors', join(read('params'), read('model_state')))"
 
-It answers 97.8 % of the held-out digits right, vit_ti16 VIT_ACCURACY.
+It answers 97.8 % of the held-out digits right, vit_ti16 96.7 %.
 
 Arguments (defaults first):
   model    resnet18, on digits an eleventh as wide; vit_ti16, on digits a sixth as wide and a third as deep;
            or any name of the registry
   data     digits, or any source: folder:PATH, arrays:PATH, tfds:NAME
-  epochs   100; 30 for digits, 60 with Transformers
+  epochs   100; 30 for digits, 40 with Transformers
   batch    64
   lr       0.1, for Transformers 2e-3, for a batch of 64, and linear in the batch
   res      224; 64 for digits
@@ -68,7 +68,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     transformer = bool(re.match(TRANSFORMERS, args.model))
     mixup = "|mixup(0.2)" if transformer else ""  # without it, a ViT learns 1,437 digits by heart
     crop = f"resize({res * 9 // 8})|random_crop({res})" if digits else f"inception_crop({res})|flip_lr"
-    config.total_epochs = args.epochs or (30 if digits and not transformer else 60 if digits else 100)
+    config.total_epochs = args.epochs or ((40 if transformer else 30) if digits else 100)
     config.input = dict(
         data=args.data,
         split=args.train or train,
@@ -83,6 +83,10 @@ def get_config(arg: str | None = None) -> ConfigDict:
     if transformer:
         config.optax_name = "scale_by_adam"
         config.lr, config.wd, config.grad_clip_norm = args.lr or 2e-3, 1e-4, 1.0
+        if digits:
+            # Enlarged digits repeat every number of a patch 64 times in three channels, and Adam moves all these
+            # weights alike: the patches would outgrow their positions, and what is learnt would not generalise.
+            config.lr_mults = (("embedding/kernel", 0.01), ("pos_embedding", 30.0))
     else:
         config.optax_name = "sgd"
         config.optax = dict(momentum=0.9, nesterov=True, weight_decay=5e-5)
