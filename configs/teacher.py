@@ -1,8 +1,7 @@
 """A network to learn from: any of the registry, from scratch, on a data set of one's own.
 
 Momentum SGD for convolutions, Adam and mixup for Transformers; cosine after a short warm-up, label smoothing,
-random crops. For ImageNet there are published
-teachers; see configs/deit.py. The student names the workdir of this run:
+random crops. For ImageNet there are published teachers; see configs/deit.py. The student names the workdir:
 
     python -m vitjax.main --config configs/teacher.py:resnet18,data=folder:pics --workdir runs/teacher
     python -m vitjax.main --workdir runs/student \\
@@ -83,9 +82,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
     if transformer:
         config.optax_name = "scale_by_adam"
         config.lr, config.wd, config.grad_clip_norm = args.lr or 2e-3, 1e-4, 1.0
-        if digits:
-            # Enlarged digits repeat every number of a patch 64 times in three channels, and Adam moves all these
-            # weights alike: the patches would outgrow their positions, and what is learnt would not generalise.
+        if narrow:
+            # Enlarged digits repeat each number of a patch 64 times in three channels. Adam moves all these
+            # weights alike: patches would outgrow their positions, and what is learnt would not generalise.
             config.lr_mults = (("embedding/kernel", 0.01), ("pos_embedding", 30.0))
     else:
         config.optax_name = "sgd"

@@ -114,10 +114,12 @@ def test_reactnet_goes_on_from_its_first_step(tmp_path):
 
 def test_the_ladder_is_five_rows_and_three_seeds():
     teacher = pathlib.Path("configs/weights").resolve()  # any folder: nothing is read
-    found = trials.read(f"configs/sweeps/binary_ladder.py:{teacher}")
-    assert len(found) == 15 and len({trial.config.model.name for trial in found.values()}) == 5
-    patches = {trial.config.model.name: trial.config.model.patch_size for trial in found.values()}
+    plan = trials.read(f"configs/sweeps/binary_ladder.py:{teacher}")
+    found = [trial.load() for trial in plan.trials.values()]
+    assert len(found) == 15 and len({c.model.name for c in found}) == 5
+    patches = {c.model.name: c.model.patch_size for c in found}
     assert patches == {name: 1 if name == "binaryvit_ti" else 4 for name in patches}
-    locality = trials.read(f"configs/sweeps/binary_ladder.py:{teacher},what=locality,seeds=1")
-    kinds = {(t.config.task.name, t.config.model.spt, t.config.model.lsa) for t in locality.values()}
+    plan = trials.read(f"configs/sweeps/binary_ladder.py:{teacher},what=locality,seeds=1")
+    locality = [trial.load() for trial in plan.trials.values()]
+    kinds = {(c.task.name, c.model.spt, c.model.lsa) for c in locality}
     assert len(locality) == len(kinds) == 8
