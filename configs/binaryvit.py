@@ -47,8 +47,9 @@ from configs import common, deit
 
 Section = dict[str, Any]
 
-# Latent weights of binary layers, by name; downsampling of the starred network has none, but is called alike.
-LATENT = r".*/(dense|conv)/kernel"
+# Latent weights of binary layers by name, here and with `precision` in any Transformer; downsampling of the
+# starred network has none, but is called alike.
+LATENT = r".*/(dense|conv|query|key|value|out|Dense_[01])/kernel"
 
 # Rows of the ladder at a size for two cores; as in the paper, the pyramid is about as large as the others.
 SMALL: dict[str, Section] = {
