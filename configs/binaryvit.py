@@ -24,8 +24,8 @@ Arguments (defaults first):
   distill  teacher_only; mixup: with mixup, and a tenth of the loss on labels, which the official code can
            and no published script does; none: labels alone, smoothed by 0.1, without a teacher
   precision  None: as the model has it; binary | w1a32 | w32a1 | float
-  size     published; small: the rows of the ladder at a sixth of DeiT-S's width and with half its blocks, for
-           res=32 or 64: DeiT's grid is 8x8, the pyramid begins with 32x32 (SMALL below)
+  size     published; small: the rows of the ladder at a sixth of DeiT-S's width and a quarter of its depth,
+           for res=32 or 64: DeiT has a grid of 8x8, the pyramid begins with 32x32 (SMALL below)
   res      224; 64 for digits, 32 for size=small
   epochs   300; 20 for digits, 30 for size=small
   batch    512; 32 for digits, 64 for size=small
@@ -53,11 +53,11 @@ LATENT = r".*/(dense|conv|query|key|value|out|Dense_[01])/kernel"
 
 # Rows of the ladder at a size for two cores; as in the paper, the pyramid is about as large as the others.
 SMALL: dict[str, Section] = {
-    "binary_deit": dict(width=64, depth=6, mlp_dim=256, num_heads=4),
+    "binary_deit": dict(width=64, depth=3, mlp_dim=256, num_heads=4),
     "binaryvit": dict(
-        width=(16, 32, 64, 128),
-        depth=(1, 1, 2, 1),
-        mlp_dim=(128, 256, 256, 512),
+        width=(10, 20, 40, 80),
+        depth=(1, 1, 1, 1),
+        mlp_dim=(80, 160, 160, 320),
         num_heads=(1, 2, 4, 8),
         reduction=(8, 4, 1, 1),
     ),
