@@ -359,7 +359,9 @@ def build(
         raise UserError("the length of training is 0: set config.total_steps or config.total_epochs.")
     model = _create_model(settings, num_classes)
     student = _student(settings, data, source, preprocess, batch_spec, num_classes, total_steps)
-    task = tasks.create(settings.task, model, dataclasses.replace(student, vocabulary=vocabulary))
+    task = tasks.create(settings.task, model, student)
+    if vocabulary is not None:
+        task.vocabulary = vocabulary
     batch_spec |= {key: rows.spec(data.batch_size) for key, rows in task.by_position.items()}
     if data.on_device:
         check_on_device(source, batch_spec, mesh, total_steps, by_position=task.by_position)
@@ -372,7 +374,7 @@ def build(
 
     experiment = Experiment(
         config, settings, data, source, num_classes, preprocess, mesh, model, task, optimizer, total_steps,
-        batch_spec, abstract_state, {}, {} if programs is None else programs, text=text, vocabulary=vocabulary,
+        batch_spec, abstract_state, {}, {} if programs is None else programs, None, text, vocabulary,
     )  # fmt: skip
     for name, section in settings.evals.items():
         experiment.evaluators[name] = _build_evaluator(experiment, name, section)
