@@ -82,7 +82,9 @@ def test_what_is_left_out_is_counted():
     assert source.counts == (17, 2, 2)
     assert "2 of 17 pairs (11.76%) left out: a side has no text" in source.notes[1]
     assert f"2 of 17 pairs (11.76%) left out: more than config.text.length = {size}" in source.notes[2]
-    with pytest.raises(UserError, match="no sentence pair is left of 17: 2 have an empty side, 15 are longer"):
+    with pytest.raises(
+        UserError, match="no sentence pair is left of 17: 2 have an empty side, 15 are longer"
+    ):
         PackedPairs(made_up(both), vocabulary(), 2)
 
 

@@ -81,7 +81,12 @@ def test_special_pieces_are_read_from_the_model():
     def model(**ids):
         out = io.BytesIO()
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(LINES), model_writer=out, vocab_size=60, model_type="bpe", minloglevel=2, **ids
+            sentence_iterator=iter(LINES),
+            model_writer=out,
+            vocab_size=60,
+            model_type="bpe",
+            minloglevel=2,
+            **ids,
         )
         return out.getvalue()
 
