@@ -1,4 +1,4 @@
-"""Sentence pairs of two made-up languages: the second has the order turned round and its words made of the first's."""
+"""Pairs of two made-up languages: the second turns the order of words, and the words, of the first round."""
 
 import gzip
 
@@ -22,7 +22,7 @@ def sentence(rng):
 
 
 def write(folder, count=300, *, compressed=False):
-    """Writes `train`, `val` and `test` in the layout of Multi30k, languages `aa` and `bb`; returns the folder."""
+    """Writes `train`, `val`, `test` as Multi30k lies, in languages `aa` and `bb`; returns the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     for number, (split, size) in enumerate({"train": count, "val": 20, "test": 10}.items()):
         both = pairs(size, number)

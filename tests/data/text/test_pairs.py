@@ -26,9 +26,9 @@ def test_a_folder_like_multi30k(tmp_path, compressed):
     assert some.describe(13).startswith("pair 27 of multi30k:train") and some[12:14][1] == PAIRS[27]
     with pytest.raises(IndexError):
         some[16]
-    with pytest.raises(UserError, match="'tset'.*Did you mean 'test'"):
+    with pytest.raises(UserError, match=r"'tset'.*Did you mean 'test'"):
         open_pairs(f"multi30k:{folder}", "tset", LANGUAGES)
-    with pytest.raises(UserError, match="no 'cc': it has 'aa', 'bb'.*config.text.languages"):
+    with pytest.raises(UserError, match=r"no 'cc': it has 'aa', 'bb'.*config.text.languages"):
         open_pairs(f"multi30k:{folder}", "train", ("aa", "cc"))
 
 
@@ -73,7 +73,7 @@ def test_tables(tmp_path):
     with pytest.raises(UserError, match="no 'fr'"):
         open_pairs(f"tsv:{named}", languages=("en", "fr"))
     two.write_text("a\tb\nc\n")
-    with pytest.raises(UserError, match=r"two\.tsv', line 2: 1 columns where there should be 2"):
+    with pytest.raises(UserError, match=r"two\.tsv', line 2: 1 columns, not 2"):
         open_pairs(f"tsv:{two}")
 
 

@@ -278,7 +278,7 @@ def _open_tsv(path: pathlib.Path, languages: tuple[str, str]) -> FilePairs:
         cells = line.rstrip("\r").split("\t")
         if len(cells) != width:
             raise UserError(
-                f"{str(path)!r}, line {number}: {len(cells)} columns where there should be {width}, separated "
+                f"{str(path)!r}, line {number}: {len(cells)} columns, not {width}, separated "
                 "by tabs: source and target, or those that a first line names by language."
             )
         both.append([cells[column] for column in columns])
