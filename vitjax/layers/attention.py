@@ -175,7 +175,9 @@ class MultiHeadDotProductAttention(nn.Module):
         weights = weights.astype(self.dtype)
         self.sow("intermediates", "attention_weights", weights)
         if self.weights_dropout:
-            weights = nn.Dropout(self.weights_dropout, name="weights_dropout")(weights, deterministic=not train)
+            weights = nn.Dropout(self.weights_dropout, name="weights_dropout")(
+                weights, deterministic=not train
+            )
         return jnp.einsum("bhnm,bmhk->bnhk", weights, value)
 
     def merge(self, y, width):

@@ -172,9 +172,9 @@ class Transformer(nn.Module):
       attention_dropout: of attention weights.
       activation_dropout: after the MLP's activation.
       norm_epsilon: of every LayerNorm; the paper does not say, 1e-6 is tensor2tensor's.
-      initialisation: how parameters begin. `tensor2tensor`: linear layers Glorot-uniform, biases zero, embeddings
-        normal with deviation width^-0.5. `flax`: the same with biases of the MLP of deviation 1e-6 and
-        embeddings of deviation 1.
+      initialisation: how parameters begin. `tensor2tensor`: linear layers Glorot-uniform, biases zero,
+        embeddings normal with deviation width^-0.5. `flax`: the same with biases of the MLP of deviation 1e-6
+        and embeddings of deviation 1.
       dtype: of operands of products. Parameters, residual stream, norms, softmax and logits are float32 always.
     """
 
@@ -309,7 +309,8 @@ class Transformer(nn.Module):
         """
         if self.positions == "learned" and max_length > self.max_length:
             raise UserError(
-                f"Targets of {max_length} tokens are longer than model.max_length={self.max_length} learned positions."
+                f"Targets of {max_length} tokens are longer than model.max_length={self.max_length} learned "
+                "positions."
             )
         rows, source = encoded.shape[:2]
         seen = jnp.ones((rows, source), bool) if inputs_segments is None else inputs_segments > 0
@@ -317,7 +318,8 @@ class Transformer(nn.Module):
         empty = lambda size: jnp.zeros((rows, max_length, self.num_heads, size), self.dtype)
         return {
             "self": [
-                {"key": empty(head_dim), "value": empty(self.value_head_dim or head_dim)} for _ in self.decoder
+                {"key": empty(head_dim), "value": empty(self.value_head_dim or head_dim)}
+                for _ in self.decoder
             ],
             "cross": [block.remember(encoded) for block in self.decoder],
             "seen": seen,
@@ -382,9 +384,11 @@ class Transformer(nn.Module):
                 )
             learned = self.inputs_positions if side == "inputs" else self.targets_positions
             return x + learned(jnp.arange(length)[None] if positions is None else positions)
-        fixed = jnp.asarray({"interleaved": sinusoid, "concatenated": concatenated_sinusoid}[self.positions](
-            length, self.width
-        ))
+        fixed = jnp.asarray(
+            {"interleaved": sinusoid, "concatenated": concatenated_sinusoid}[self.positions](
+                length, self.width
+            )
+        )
         return x + (fixed if positions is None else fixed[0][positions])
 
     def _logits(self, x):
@@ -414,7 +418,8 @@ class Transformer(nn.Module):
         """Raises a `UserError` for tokens that are no ids `[B, N]`, and for what is not one for each of them."""
         if not jnp.issubdtype(tokens.dtype, jnp.integer) or tokens.ndim != 2:
             raise UserError(
-                f"A Transformer takes integer ids [batch, length] as {name}, not {tokens.dtype}{list(tokens.shape)}."
+                f"A Transformer takes integer ids [batch, length] as {name}, not "
+                f"{tokens.dtype}{list(tokens.shape)}."
             )
         for what, given in (("positions", positions), ("segments", segments)):
             if given is not None and given.shape != tokens.shape:
