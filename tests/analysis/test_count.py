@@ -10,6 +10,7 @@ import pytest
 
 from vitjax import models
 from vitjax.analysis.count import Row, count, main
+from vitjax.errors import UserError
 from vitjax.layers.batch_norm import BatchNorm
 from vitjax.layers.binary import Affine, BinaryDense
 

@@ -20,7 +20,6 @@ from vitjax.layers.precision import (
     sign_products,
 )
 
-
 # What overwrites the logit of a query and a key that it must not see. It is finite, so that a query that sees
 # no key at all, padding among padding, gets some mean of the values and not NaN.
 UNSEEN = -1e9
