@@ -251,8 +251,8 @@ def check_training(config, arrays):
 @checks(lambda config: "settings" in config and "num_encoder_layers" in config)
 def check_cache(config, arrays):
     """Greedy decoding through the cache: the same tokens, and the distribution of every step."""
-    model = build(config, attention_bias=False)
-    variables = {"params": parameters(arrays, config, attention_bias=False)}
+    model = build(config, attention_bias=True)  # zero at first, perhaps, but trained
+    variables = {"params": parameters(arrays, config, attention_bias=True)}
     src, sequences = arrays["src"], arrays["greedy/seqs"]
     real, length = segments(src, config), sequences.shape[1]
     assert length == config["max_new_tokens"]
