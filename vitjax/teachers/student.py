@@ -17,6 +17,7 @@ class Student:
       scale: what the values of these images mean; None where the pp string does not tell.
       stream: all that determines the batches, as JSON: seed, batch size, source, pp string, ...
       steps: how many batches the run takes.
+      vocabulary: of a run on text, `vitjax.data.text.vocabulary.Vocabulary`; else None.
     """
 
     num_classes: int
@@ -24,3 +25,4 @@ class Student:
     scale: Scale | None
     stream: Mapping[str, Any]
     steps: int
+    vocabulary: Any = None
