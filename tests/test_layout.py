@@ -66,6 +66,7 @@ MAY_IMPORT = {
     "host_memory": GROUND,
     "check": None,
     "teacher_logits": None,
+    "translate": None,
     "sweep": None,
     "train": None,
     "main": None,

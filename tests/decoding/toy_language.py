@@ -20,12 +20,8 @@ class ToyLanguage:
         self.rows, self.vocab_size = self.logits.shape[:2]
 
     def cache(self):
-        """The token before the last, and what no step changes: the source."""
-        return {"before": jnp.zeros(self.rows, jnp.int32), "source": jnp.arange(self.rows)}
-
-    def step(self, tokens, cache):
-        logits = jnp.asarray(self.logits)[cache["source"], cache["before"], tokens]
-        return logits, cache | {"before": tokens}
+        """The token before the last, and what no step changes: the table."""
+        return {"before": jnp.zeros(self.rows, jnp.int32), "logits": jnp.asarray(self.logits)}
 
     def next(self, row, tokens):
         """log-probabilities [V] of what follows `tokens`, in float64."""
@@ -38,6 +34,12 @@ class ToyLanguage:
     def arguments(self, **more):
         ids = dict(bos=BOS, eos=EOS, pad=PAD)
         return dict(batch=self.rows, vocab_size=self.vocab_size) | ids | more
+
+
+def step(tokens, cache):
+    """What the search asks: a look-up in each hypothesis's table."""
+    rows = jnp.arange(len(tokens))
+    return cache["logits"][rows, cache["before"], tokens], cache | {"before": tokens}
 
 
 def gnmt(n, alpha):
