@@ -1,7 +1,7 @@
 """The command line: `python -m vitjax.translate --workdir W < in.txt > out.txt`.
 
-Line N of the output is the translation of line N of the input, always: an empty line stays empty, and one that is
-too long is cut, named and counted. What is not a translation goes to standard error.
+Line N of the output is the translation of line N of the input, always: an empty line stays empty, and one
+that is too long is cut, named and counted. What is not a translation goes to standard error.
 """
 
 import argparse
@@ -34,15 +34,15 @@ examples:
   python -m vitjax.translate --workdir runs/small < test.en > test.de
   python -m vitjax.translate --workdir runs/small --beam 5 --alpha 1 --convention fairseq < test.en > test.de
   python -m vitjax.translate --workdir runs/base --average 5 --input test.en --output test.de
-  python -m vitjax.translate --workdir runs/small --n_best 4 < test.en     line number, score and text, by tabs
+  python -m vitjax.translate --workdir runs/small --n_best 4 < test.en     line number, score, text
 """
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line.
 
-    Returns 0; 2 for a mistake of the user's own; as shells have it, 130 after Ctrl-C, and 141 if nobody reads the
-    output any more.
+    Returns 0; 2 for a mistake of the user's own; as shells have it, 130 after Ctrl-C, and 141 if nobody reads
+    the output any more.
     """
     try:
         return run(sys.argv[1:] if argv is None else argv)
@@ -188,8 +188,8 @@ class Tally:
         self.endless += not found.ended
         if found.cut:
             self._say(
-                f"warning: line {self.lines} has {found.tokens} tokens, more than the model was trained on: its end "
-                "was cut off before it was translated. Split it into sentences."
+                f"warning: line {self.lines} has {found.tokens} tokens, more than the model was trained on: "
+                "its end was cut off before it was translated. Split it into sentences."
             )
 
     def report(self) -> None:
@@ -238,8 +238,8 @@ def open_translator(args: argparse.Namespace) -> "Translator":
     model = models.create(options.pop("name"), num_classes=len(vocabulary), **options)
     if not hasattr(model, "decode_step"):
         raise UserError(
-            f"{str(args.workdir)!r} holds a {type(model).__name__}, which cannot decode: name the workdir of a "
-            "translation run."
+            f"{str(args.workdir)!r} holds a {type(model).__name__}, which cannot decode: name the workdir of "
+            "a translation run."
         )
     learned = getattr(model, "positions", None) == "learned"
     search = Search(
@@ -298,9 +298,9 @@ def read_variables(
     trained_with = record["fingerprint"].get("text.vocabulary.checksum")
     if trained_with not in (None, vocabulary.checksum):
         raise UserError(
-            f"{str(args.workdir / 'vocabulary.model')!r} is not the vocabulary that the checkpoint {paths[-1]} was "
-            f"trained with: its checksum is {vocabulary.checksum[:12]}, and was {trained_with[:12]}. Put back the "
-            "file of that run; with another every word would be taken for another one."
+            f"{str(args.workdir / 'vocabulary.model')!r} is not the vocabulary that the checkpoint {paths[-1]} "
+            f"was trained with: its checksum is {vocabulary.checksum[:12]}, and was {trained_with[:12]}. Put "
+            "back the file of that run; with another every word would be taken for another one."
         )
     roots = {name.split("/")[0] for name in record["leaves"]}
     key, state = ("ema_params", "ema_model_state") if "ema_params" in roots else ("params", "model_state")

@@ -137,7 +137,7 @@ def test_a_row_with_limit_0_costs_nothing_and_disturbs_nobody():
 
 
 def test_a_cache_goes_with_its_hypothesis_and_what_a_step_hands_through_is_not_moved():
-    """A step that takes what came before from what it has written itself, and no look at the tokens before."""
+    """Of a step that takes what came before from what it has written itself."""
     language = ToyLanguage(rows=6, vocab_size=9, seed=6, eos=-1.0)
 
     def remembering(tokens, cache):

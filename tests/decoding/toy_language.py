@@ -1,4 +1,4 @@
-"""A language whose next token hangs on the source and the two tokens before, and beam search in plain Python."""
+"""A language whose next token hangs on the source and two tokens before, and beam search in plain Python."""
 
 import itertools
 
@@ -25,7 +25,7 @@ class ToyLanguage:
 
     def next(self, row, tokens):
         """log-probabilities [V] of what follows `tokens`, in float64."""
-        before, last = ((0, BOS) + tuple(tokens))[-2:]
+        before, last = (0, BOS, *tokens)[-2:]
         return self.logp[row, before, last]
 
     def logp_of(self, row, tokens):

@@ -46,9 +46,9 @@ def search(
 ) -> Found:
     """Finds for each row `beam` sequences of high probability. To be called within a jitted function.
 
-    Every live hypothesis is extended by every token; of the extensions, the best 2 * beam are candidates. Those
-    that end go to a pool of at most `beam`, the best `beam` others live on. A leaf of the cache that `step`
-    returns as it came is taken to be the same for all hypotheses of a row, and is not moved.
+    Every live hypothesis is extended by every token; of the extensions, the best 2 * beam are candidates.
+    Those that end go to a pool of at most `beam`, the best `beam` others live on. A leaf of the cache that
+    `step` returns as it came is taken to be the same for all hypotheses of a row, and is not moved.
 
     Args:
       step: `(tokens int32 [N], cache) -> (logits or log-probabilities [N, V], cache)` with N = batch * beam,
@@ -61,8 +61,8 @@ def search(
       eos: what ends a sequence.
       pad: what stands behind it.
       max_length: most tokens of any sequence, eos included: L.
-      limits: most tokens of each row's sequences, `[B]`, at most `max_length`, which is the default. A row with
-        0 is done from the start; what is returned for it means nothing.
+      limits: most tokens of each row's sequences, `[B]`, at most `max_length`, which is the default. A row
+        with 0 is done from the start; what is returned for it means nothing.
       alpha: exponent of the length penalty; 0 for none.
       convention: a name of `conventions.CONVENTIONS`.
       stop: a name of `conventions.STOPS`; by default that of the convention.

@@ -1,14 +1,16 @@
 """What beam search leaves open: how lengths are normalised, which ends count, when to stop.
 
-"Attention Is All You Need" (section 6.1) names a length penalty and an early stop; the rest is a convention of
-the code it is run with. There are two in use:
+"Attention Is All You Need" (section 6.1) names a length penalty and an early stop; the rest is a convention
+of the code it is run with. There are two in use:
 
-    tensor2tensor   also flax's example: scores are logp / ((5 + n) / 6)^alpha (GNMT, arXiv 1609.08144); an end
-                    among the best 2 * beam extensions counts; the pool keeps the best. Without any end the
-                    live hypotheses are returned with their plain log-probabilities. No token is ruled out.
+    tensor2tensor   also flax's example: scores are logp / ((5 + n) / 6)^alpha (GNMT, arXiv 1609.08144); an
+                    end among the best 2 * beam extensions counts; the pool keeps the best. Without any end
+                    the live hypotheses are returned with their plain log-probabilities. No token is ruled
+                    out.
     fairseq         scores are logp / n^alpha, so that the same alpha means another thing; an end counts only
-                    among the best `beam` extensions; the pool keeps the first, and is done when it is full. The
-                    last token of the limit is forced to be eos. Never pad, and never an empty translation.
+                    among the best `beam` extensions; the pool keeps the first, and is done when it is full.
+                    The last token of the limit is forced to be eos. Never pad, and never an empty
+                    translation (facebookresearch/fairseq, `fairseq/sequence_generator.py`).
 
 n counts eos and not bos.
 """

@@ -71,8 +71,8 @@ class Decoder:
 
         Args:
           variables: of the model, as `apply` takes them.
-          inputs: int32 `[B, S]`, one source a row: its tokens, eos and padding. A row of padding alone is left
-            out; what is returned for it means nothing.
+          inputs: int32 `[B, S]`, one source a row: its tokens, eos and padding. A row of padding alone is
+            left out; what is returned for it means nothing.
         """
         batch, length = inputs.shape
         segments = (inputs != self.ids["pad"]).astype(jnp.int32)

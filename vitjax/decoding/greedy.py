@@ -23,8 +23,8 @@ def search(
 ) -> Found:
     """Extends each row by its likeliest token until that is eos. To be called within a jitted function.
 
-    Arguments are those of `beam.search`, with one hypothesis a row. Beam search with one beam is another thing:
-    it may go on behind an end. Returns `Found` with K = 1, whose scores are the log-probabilities.
+    Arguments are those of `beam.search`, with one hypothesis a row. Beam search with one beam is another
+    thing: it may go on behind an end. Returns `Found` with K = 1, whose scores are the log-probabilities.
     """
     check_sizes(max_length=max_length)
     limits = jnp.full(batch, max_length) if limits is None else jnp.minimum(limits, max_length)

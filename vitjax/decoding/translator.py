@@ -35,8 +35,8 @@ class Translation:
 class Translator:
     """Translates lists of lines with one model on one device.
 
-    Lines are sorted by length into buckets of 16, 32, 64, ... tokens, each with a batch of its own size, so that
-    there is a program for each bucket and at most two more for a rest of few lines.
+    Lines are sorted by length into buckets of 16, 32, 64, ... tokens, each with a batch of its own size, so
+    that there is a program for each bucket and at most two more for a rest of few lines.
 
     Args:
       decoder: model and search.
@@ -75,7 +75,7 @@ class Translator:
         return done
 
     def _batches(self, pieces: dict[int, np.ndarray]) -> Iterator[tuple[list[int], np.ndarray]]:
-        """Indices of lines, and their tokens `[B, S]` with ends and padding, perhaps with empty rows behind."""
+        """Indices of lines, and their tokens `[B, S]` with ends and padding; there may be empty rows behind."""
         size = lambda index: min(len(pieces[index]) + 1, self._longest)
         buckets: dict[int, list[int]] = {}
         for index in sorted(pieces, key=size):
