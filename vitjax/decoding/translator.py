@@ -75,7 +75,7 @@ class Translator:
         return done
 
     def _batches(self, pieces: dict[int, np.ndarray]) -> Iterator[tuple[list[int], np.ndarray]]:
-        """Indices of lines, and their tokens `[B, S]` with ends and padding; there may be empty rows behind."""
+        """Indices of lines, and their tokens `[B, S]` with ends and padding; empty rows may follow."""
         size = lambda index: min(len(pieces[index]) + 1, self._longest)
         buckets: dict[int, list[int]] = {}
         for index in sorted(pieces, key=size):
