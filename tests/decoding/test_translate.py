@@ -164,7 +164,9 @@ def test_a_workdir_without_text_checkpoint_or_config_is_refused(command, words, 
 
 def test_a_reader_that_leaves_and_no_stack_trace(workdir):
     """`... | head -1`: the second window finds nobody who reads."""
-    code = "import sys; sys.path.insert(0, sys.argv.pop(1)); from vitjax import translate; exit(translate.main())"
+    code = (
+        "import sys; sys.path[:0] = [sys.argv.pop(1)]; from vitjax import translate; exit(translate.main())"
+    )
     here = str(pathlib.Path(copying.__file__).parent)
     arguments = [sys.executable, "-c", code, here, "--workdir", str(workdir), "--window", "1", "--greedy"]
     run = subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
