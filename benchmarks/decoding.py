@@ -1,11 +1,11 @@
-"""Sentences per second of beam search: with cached keys and values, without, and around PyTorch's Transformer.
+"""Sentences per second of beam search: with cached keys and values, without, and with PyTorch's Transformer.
 
 python benchmarks/decoding.py --length 64 --beam 4 --batch 16 --threads 1 --repetitions 5
 
-All have random parameters of the same sizes, so that no sentence ends early: each is `--length` tokens. Without
-a cache, the decoder goes over a row of `--length` tokens at every step, as a compiled loop of fixed shapes must;
-PyTorch's `nn.Transformer`, in eager mode, over the tokens that there are. The encoder runs once in all of them.
-Needs torch besides vitjax.
+All have random parameters of the same sizes, and none may end a sentence: each is `--length` tokens. Without
+a cache, the decoder goes over a row of `--length` tokens at every step, as a compiled loop of fixed shapes
+must; PyTorch's `nn.Transformer`, in eager mode, over the tokens that there are. The encoder runs once in all
+of them. Needs torch besides vitjax.
 """
 
 import argparse

@@ -300,7 +300,8 @@ def read_variables(
         raise UserError(
             f"{str(args.workdir / 'vocabulary.model')!r} is not the vocabulary that the checkpoint "
             f"{paths[-1]} was trained with: its checksum is {vocabulary.checksum[:12]}, and was "
-            f"{trained_with[:12]}. Put back the file of that run; with another every word would be taken for another one."
+            f"{trained_with[:12]}. Put back the file of that run; with another every word would be taken for "
+            "another one."
         )
     roots = {name.split("/")[0] for name in record["leaves"]}
     key, state = ("ema_params", "ema_model_state") if "ema_params" in roots else ("params", "model_state")
