@@ -46,6 +46,7 @@ def test_line_n_of_the_output_is_of_line_n_of_the_input(command, words):
     rng = np.random.default_rng(0)
     lines = [" ".join(rng.choice(copying.WORDS, rng.integers(0, 4))) for _ in range(40)]
     lines[3] = lines[11] = ""
+    lines[-1] = "ab"  # which no line break follows
     code, out, told = command("\n".join(lines).encode(), "--window", "16", "--batch_tokens", "64")
     assert code == 0
     assert out == "".join(copying.backwards(words, line) + "\n" for line in lines)
@@ -140,7 +141,7 @@ def test_what_cannot_be_is_told_in_a_sentence(command, arguments, told):
 
 def test_another_vocabulary_is_refused(command, words, tmp_path):
     other = copying.leave_a_run(tmp_path / "other", words, steps=(1,))
-    copying.Vocabulary.train(copying.LINES, 23).write(other / "vocabulary.model")
+    copying.Vocabulary.train(copying.LINES, 17).write(other / "vocabulary.model")
     code, out, told = command(b"ab\n", workdir=other)
     assert (code, out) == (2, "") and "is not the vocabulary that the checkpoint" in told
 
