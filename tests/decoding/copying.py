@@ -64,7 +64,9 @@ def leave_a_run(workdir, words, *, length=12, steps=(3, 7), **config):
     config = dict(input={}, model=dict(name="copying.Copying"), text=text) | config
     (workdir / "config.json").write_text(json.dumps(config))
     fingerprint = {"text.vocabulary.checksum": words.checksum}
-    with Checkpointer(workdir / "checkpoints", fingerprint=fingerprint, keep_last=len(steps) or 1) as checkpoints:
+    with Checkpointer(
+        workdir / "checkpoints", fingerprint=fingerprint, keep_last=len(steps) or 1
+    ) as checkpoints:
         for step in steps:
             checkpoints.save(step, {"params": {"sure": jnp.full(1, float(step))}}, {"val/bleu": 10.0 - step})
             checkpoints.wait()
