@@ -63,6 +63,7 @@ MAY_IMPORT = {
     "train_input": GROUND | {"data"},
     "feeding": {"experiment", "metrics", "sharding", "train_state"},
     "host_memory": GROUND,
+    "average": None,
     "check": None,
     "teacher_logits": None,
     "sweep": None,

@@ -1,8 +1,8 @@
 """Losses: sigmoid and softmax cross-entropy on dense labels; of tokens on integer targets, with the smoothing
 forms of translation; what a student owes its teacher's answers.
 
-Those on dense labels take `logits` of shape `[..., K]` and `labels` of the same shape (one-hot, multi-hot or mixed;
-the values are used as they are), compute in float32, and return the mean over all examples, or with
+Those on dense labels take `logits` of shape `[..., K]` and `labels` of the same shape (one-hot, multi-hot or
+mixed; the values are used as they are), compute in float32, and return the mean over all examples, or with
 `reduction=False` one value for each example (shape `[...]`). The unit is nats.
 
 Label smoothing by s replaces the labels y by (1 - s) y + s / K in all of them. For one-hot and mixed labels
@@ -117,7 +117,7 @@ def _answers(logits: Any, teacher_logits: Any) -> tuple[jax.Array, jax.Array]:
 SMOOTHING_FORMS = (
     "uniform",  # 1 - s + s/V, s/V: Szegedy et al. 2016, which the paper cites; PyTorch
     "off_target",  # 1 - s, s/(V - 1)
-    "off_target_minus_entropy",  # the same less the entropy of the target: 0 is the optimum. tensor2tensor, flax
+    "off_target_minus_entropy",  # the same less the target's entropy, so 0 is best: tensor2tensor, flax
     "annotated",  # 1 - s, s/(V - 2), and nothing for padding: The Annotated Transformer
 )
 
@@ -132,10 +132,10 @@ def token_xent(
 ) -> tuple[jax.Array, jax.Array]:
     """Returns `(loss, nll)`, float32 `[...]`: the smoothed cross-entropy of each token, and the plain one.
 
-    Both are in nats; the exponential of the mean `nll` is the perplexity. Smoothed by s, the target of
-    "Attention Is All You Need" (arXiv 1706.03762, section 5.4) has one of `SMOOTHING_FORMS`. No array of targets
-    `[..., V]` is made: with nll_k = -log softmax(x)_k all forms are a mix of nll_y, the mean of nll_k over
-    all k, and nll_pad.
+    Both are in nats; the exponential of the mean `nll` is the perplexity. "Attention Is All You Need" (arXiv
+    1706.03762, section 5.4) smooths by s = 0.1 and does not say in which of `SMOOTHING_FORMS`. No array of
+    targets `[..., V]` is made: with nll_k = -log softmax(x)_k all forms are a mix of nll_y, the mean of nll_k
+    over all k, and nll_pad.
 
     Args:
       logits: `[..., V]`.

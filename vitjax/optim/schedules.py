@@ -12,14 +12,14 @@ With w = warmup steps, T = total steps and p = clip((t - w) / (T - w), 0, 1):
 times min(1, t / w) times min(1, (T - t) / cooldown). This is big_vision's `create_learning_rate_schedule`;
 `end` of the cosine is ours and 0 by default.
 
-"Attention Is All You Need" (arXiv 1706.03762, section 5.3) counts its steps s from 1, so that the first update
-already moves something. With s = t + ahead:
+"Attention Is All You Need" (arXiv 1706.03762, section 5.3) counts its steps s from 1, so that the first
+update already moves something. With s = t + ahead:
 
     inverse_sqrt           mult * sqrt(w / s), and for s < w: warmup_lr + (peak - warmup_lr) s / w
 
 `ahead` is 1 and `warmup_lr` 0, as published; the peak, at s = w, is (d_model * w)^-0.5 there. fairseq's
-`inverse_sqrt` has ahead=0 and begins at warmup_lr=1e-7. `rsqrt` with timescale = warmup is the same with ahead=0,
-warmup_lr=0.
+`inverse_sqrt` has ahead=0 and begins at warmup_lr=1e-7. `rsqrt` with timescale = warmup is the same with
+ahead=0 and warmup_lr=0.
 
 DeiT and CaiT train by the schedules of timm 0.3.2 (`timm/scheduler`). Their clock e counts whole epochs and
 is one epoch late (it is set to e after epoch e), so the first two epochs both see e = 0. Below the peak they
@@ -59,8 +59,9 @@ class Schedule:
     """schedule(t) -> float32 factor: NumPy for numbers and NumPy arrays, JAX for JAX arrays.
 
     `numbers` are its lengths and its peak: `total_steps`, `warmup`, `cooldown`, `mult`, and those of timm's
-    schedules and `inverse_sqrt`. A compiled step takes them as arguments, `schedule(t, numbers)`, so that runs of other lengths
-    share the program. `own_warmup`: the decay does not want to be multiplied by min(1, t / warmup).
+    schedules and of `inverse_sqrt`. A compiled step takes them as arguments, `schedule(t, numbers)`, so that
+    runs of other lengths share the program. `own_warmup`: the decay does not want to be multiplied by
+    min(1, t / warmup).
     """
 
     numbers: Mapping[str, float]
