@@ -74,17 +74,17 @@ def average(
     to: pathlib.Path | None = None,
     tell: Callable[[str], None] = lambda line: None,
 ) -> list[int]:
-    """Writes the mean of the last checkpoints of a run and returns their steps.
+    """Writes the mean of the last checkpoints of a run; returns their steps.
 
     Means are taken in float64 and rounded once, to the type of the parameters. Moving averages and what the
-    model keeps itself, such as batch statistics, are averaged like parameters; for batch statistics that is an
-    approximation.
+    model keeps itself, such as batch statistics, are averaged like parameters; for batch statistics that is
+    an approximation.
 
     Args:
       workdir: of the run; nothing in it is changed.
       last: how many of its newest checkpoints.
-      to: a folder that becomes a workdir, with one checkpoint of the newest step and the optimizer's state of
-        that step; or a file of weights by its suffix. `workdir/averaged` by default.
+      to: a folder that becomes a workdir, with one checkpoint of the newest step and the optimizer's state
+        of that step; or a file of weights by its suffix. `workdir/averaged` by default.
       tell: takes lines of text.
 
     Raises:
@@ -113,8 +113,8 @@ def _last_steps(folder: pathlib.Path, last: int) -> list[int]:
     if len(steps) < last:
         there = f": steps {', '.join(map(str, steps))}" if steps else ""
         raise UserError(
-            f"--last {last}: there are {len(steps)} checkpoints in {folder}{there}. Take --last of so many at "
-            "most; a run keeps more of them with config.keep_last, or with config.keep_ckpt_steps."
+            f"--last {last}: there are {len(steps)} checkpoints in {folder}{there}. Take --last of so many "
+            "at most; a run keeps more of them with config.keep_last, or with config.keep_ckpt_steps."
         )
     return steps[-last:]
 
