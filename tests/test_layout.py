@@ -20,6 +20,7 @@ MAY_IMPORT = {
     "layers": GROUND | {"kernels"},
     "models": GROUND | {"layers"},
     "losses": GROUND,
+    "decoding": GROUND,
     "teachers": GROUND | {"data", "models", "run_info", "weights"},
     "tasks": GROUND | {"losses", "models", "teachers"},
     "data": GROUND,
