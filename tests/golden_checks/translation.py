@@ -1,17 +1,19 @@
 """The Transformer's learning rates and smoothed losses, for who checks `numeric.npz`; BLEU of `bleu.json`.
 
-Cases of BLEU whose text lives in files are checked where the files are: beside the golden file, or in the folder
-that VITJAX_GOLDEN_DATA names (by default `../../data` of the golden file), which has `multi30k`. What could not be
-checked is told in a warning.
+Cases of BLEU whose text lives in files are checked where the files are: beside the golden file, or in the
+folder that VITJAX_GOLDEN_DATA names (by default `../../data` of the golden file), which has `multi30k`. What
+could not be checked is told in a warning.
 """
 
 import gzip
+import os
 import pathlib
 import re
 import warnings
 
 import numpy as np
 
+from golden_checks import checks
 from vitjax import losses
 from vitjax.evaluators import corpus_scores
 from vitjax.optim import schedules
@@ -56,8 +58,16 @@ def check_label_smoothing(arrays):
             np.testing.assert_allclose(mean(nll), one["nll"], rtol=LOSS, err_msg=f"{case} nll")
 
 
-def check_bleu(config, folder, data):
-    """All cases of a `bleu.json` in `folder` whose text is at hand; returns the names of those left out."""
+def has_scores(config):
+    return {"sacrebleu_version", "cases", "compound_split"} <= set(config)
+
+
+@checks(has_scores)
+def check_bleu(config, arrays):
+    """All cases whose text is at hand; the others are named in a warning."""
+    del arrays
+    folder = config["folder"]
+    data = pathlib.Path(os.environ.get("VITJAX_GOLDEN_DATA") or folder.parent.parent / "data")
     for pair in config["compound_split"]:
         assert corpus_scores.compound_split(pair["input"]) == pair["output"]
     assert config["cases"]
@@ -76,7 +86,6 @@ def check_bleu(config, folder, data):
     assert len(left_out) < len(config["cases"]), "no case could be checked"
     if left_out:
         warnings.warn(f"not checked, for want of their text: {', '.join(left_out)}", stacklevel=2)
-    return left_out
 
 
 def compare(case, hypotheses, references):
