@@ -26,8 +26,8 @@ Arguments (defaults first):
   warmup     steps: 4,000, of small 2,000
   lr         the peak: (width * warmup)^-0.5 as published, of small 5e-3
   lower      False; True: lower-case all text. Scores then ignore case
-  fast       False; True: small for two cores: 2,000 steps of 64 rows with a warmup of 400 steps, dropout 0.1. An
-             hour if a step takes two seconds, which is an estimate; nothing of it is tuned
+  fast       False; True: small for two cores: 2,000 steps of 64 rows with a warmup of 400 steps, dropout 0.1.
+             An hour if a step takes two seconds, which is an estimate; nothing of it is tuned
   dtype      float32 | bfloat16: compute type; parameters are float32 always
 """
 
