@@ -42,8 +42,10 @@ TEST = [
     "pytest>=8.3",
     "pytest-xdist>=3.6",
     "ruff>=0.17,<0.18",
+    "sacrebleu>=2.6",
     "safetensors>=0.6",  # the peer that our reader and writer are held against
     "scikit-learn>=1.6",
+    "sentencepiece>=0.2.1",
     "tensorboard>=2.19",
 ]
 

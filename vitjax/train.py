@@ -45,26 +45,28 @@ def train(
     wall = WallTime(earlier_times(workdir))
     with contextlib.ExitStack() as opened:
         with wall.phase("start-up"):
-            run = experiment_lib.build(config, programs)
+            main_process = jax.process_index() == 0
+            tell = print if main_process else lambda line: None
+            run = experiment_lib.build(config, programs, workdir=workdir, tell=tell)
             checkpointer = opened.enter_context(open_checkpoints(run, workdir))
             told: list[str] = []
             start_step, state = checkpointer.restore(run.abstract_state) or (0, run.init_state(told.append))
             describe_run(run, workdir)
             note_times(run, workdir, wall)
-            main_process = jax.process_index() == 0
             writer = opened.enter_context(MetricWriter(workdir if main_process else None, start_step))
-            tell = print if main_process else lambda line: None
             feed = opened.enter_context(contextlib.closing(feeding.open_feed(run, start_step, wall, tell)))
         progress = opened.enter_context(
             Progress(
                 run.total_steps,
                 batch_size=run.input.batch_size,
+                unit=run.source.unit,
+                units_per_example=run.source.units_per_example,
                 start_step=start_step,
                 wall=wall,
                 enabled=main_process,
             )
         )
-        for line in (headline(run), *told, *run.task.notes):
+        for line in (headline(run), *run.source.notes, *told, *run.task.notes):
             progress.print(line)
         if start_step:
             left = "" if start_step < run.total_steps else ": training is complete"
@@ -193,10 +195,10 @@ class Recorder:
 
     def _circumstances(self, step: int) -> dict[str, float]:
         run, progress = self._run, self._progress
-        seen = step * run.input.batch_size
+        seen, unit = step * run.input.batch_size, run.source.unit
         rates = {
-            "img/sec": progress.images_per_second,
-            "img/sec/core": progress.images_per_second / jax.device_count(),
+            f"{unit}/sec": progress.units_per_second,
+            f"{unit}/sec/core": progress.units_per_second / jax.device_count(),
             "data_wait": progress.data_wait,
         }
         about = {"num_params": run.num_params} if step == 1 else {}
@@ -274,7 +276,7 @@ def evaluate(config: ConfigDict, workdir: pathlib.Path) -> int:
     They look at the newest checkpoint of the workdir, or, where there is none, at the weights that
     `config.model_init` names.
     """
-    run = experiment_lib.build(config)
+    run = experiment_lib.build(config, workdir=workdir if workdir.is_dir() else None, tell=print)
     if not run.evaluators:
         raise UserError("--eval_only: config.evals is empty, there is nothing to evaluate.")
     restored = None
@@ -314,9 +316,11 @@ def earlier_times(workdir: pathlib.Path) -> dict[str, float]:
 def headline(run: Experiment) -> str:
     """One line that says what is about to be trained on what."""
     kind, epochs = jax.devices()[0], run.total_steps * run.input.batch_size / run.sizes["num_examples"]
+    units = run.input.batch_size * run.source.units_per_example
+    size = f"{run.input.batch_size:,}" + ("" if run.text is None else f" rows, {units:,.0f} target tokens")
     return (
         f"{run.settings.model['name']}: {run.num_params:,} parameters, {run.total_steps:,} steps of "
-        f"{run.input.batch_size:,} ({epochs:.4g} epochs of {run.source.name}) on {jax.device_count()} x "
+        f"{size} ({epochs:.4g} epochs of {run.source.name}) on {jax.device_count()} x "
         f"{kind.device_kind}"
     )
 
@@ -341,6 +345,7 @@ def note_times(run: Experiment, workdir: pathlib.Path, wall: WallTime) -> None:
         num_classes=run.num_classes,
         image_shape=run.image_shape,
         macs_per_image=run.macs_per_image,
+        **run.source.about,
         wall_time=wall.split(),
     )
     write_run_info(workdir, run_info() | about)

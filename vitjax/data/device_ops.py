@@ -125,8 +125,8 @@ def copy(inkey, outkey):
 def token_weights(segments="targets_segments", outkey="weights"):
     """Weights of tokens, float32 `[B, L]`: 1 over the share of real tokens in the batch, 0 for padding.
 
-    The mean of `weights * loss` over all places, padding and all, then is the mean loss of a real token, and the
-    mean of such means over equal slices of the batch is, too, however unequal their numbers of tokens.
+    The mean of `weights * loss` over all places, padding and all, then is the mean loss of a real token, and
+    the mean of such means over equal slices of the batch is, too, however unequal their numbers of tokens.
 
     Args:
         segments: which tokens are real: where this is above 0.

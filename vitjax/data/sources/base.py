@@ -21,13 +21,13 @@ class Source:
 
     name: str
     class_names: tuple[str, ...]
-    # What speed is measured in.
     unit: str = "img"
+    """What speed is measured in."""
+
     @property
     def units_per_example(self) -> float:
-        """How many of these one example is."""
+        """How many units an example is."""
         return 1
-
 
     @property
     def notes(self) -> Sequence[str]:

@@ -1,7 +1,7 @@
 """Sentence pairs in rows of fixed length: the batch layout, and which pairs share a row.
 
-A row has `length` tokens of source and as many of target. Segment k of the one belongs to segment k of the other;
-segments count from 1, 0 is padding, and positions begin at 0 in each. With a source of "ab" and "c", a target of
+A row has `length` tokens of source and as many of target. Segment k of the one belongs to segment k of the
+other; segments count from 1, 0 is padding, and positions begin at 0 in each. Of sources "ab" and "c", targets
 "x" and "yz", E the end, B the beginning and . padding:
 
     inputs           a b E c E .      targets           x E y z E .
@@ -121,7 +121,9 @@ class Packing(NamedTuple):
         return len(self.ends)
 
 
-def pack(sources: Sequence[int] | np.ndarray, targets: Sequence[int] | np.ndarray, length: int, seed: int = 0):
+def pack(
+    sources: Sequence[int] | np.ndarray, targets: Sequence[int] | np.ndarray, length: int, seed: int = 0
+):
     """Puts pairs, in an order drawn from the seed, each into the first row that has room for both its sides.
 
     All rows stay open until they are full. Rows are kept by the room they have left, and for each room on the

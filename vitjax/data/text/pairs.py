@@ -177,9 +177,7 @@ def open_pairs(spec: str, split: str = "train", languages: Sequence[str] = ("en"
 
 def _two_languages(languages: Sequence[str]) -> tuple[str, str]:
     if len(languages) != 2 or languages[0] == languages[1] or isinstance(languages, str):
-        raise UserError(
-            f"languages={languages!r} must be two, of source and target, such as ('en', 'de')."
-        )
+        raise UserError(f"languages={languages!r} must be two, of source and target, such as ('en', 'de').")
     return languages[0], languages[1]
 
 
@@ -197,9 +195,7 @@ def _multi30k(argument: str, languages: tuple[str, str]) -> dict[str, Opener]:
     _check_languages(f"multi30k:{argument}", languages, found)
     source, target = (found[language] for language in languages)
     return {
-        split: functools.partial(
-            _open_files, f"multi30k:{split}", languages, source[split], target[split]
-        )
+        split: functools.partial(_open_files, f"multi30k:{split}", languages, source[split], target[split])
         for split in source
         if split in target
     }
@@ -282,7 +278,7 @@ def _open_tsv(path: pathlib.Path, languages: tuple[str, str]) -> FilePairs:
         cells = line.rstrip("\r").split("\t")
         if len(cells) != width:
             raise UserError(
-                f"{str(path)!r}, line {number}: {len(cells)} columns where there should be {width}, separated "
+                f"{str(path)!r}, line {number}: {len(cells)} columns, not {width}, separated "
                 "by tabs: source and target, or those that a first line names by language."
             )
         both.append([cells[column] for column in columns])
@@ -319,9 +315,7 @@ def _tfds(argument: str, languages: tuple[str, str]) -> Mapping[str, Opener]:
     prepared = tfds.find(data, argument, _how_to_prepare)
     _check_languages(data, languages, list(prepared.info.features.keys()))
     available = tfds.open_splits(prepared, functools.partial(_pair_of, *languages), ())
-    return {
-        split: functools.partial(_open_records, languages, opener) for split, opener in available.items()
-    }
+    return {split: functools.partial(_open_records, languages, opener) for split, opener in available.items()}
 
 
 def _open_records(languages: tuple[str, str], opener: Callable[[], Any]) -> RecordPairs:
@@ -337,7 +331,7 @@ def _how_to_prepare(name: str, data_dir: pathlib.Path) -> str:
     from vitjax.data.sources import tfds
 
     return (
-        f"Prepare it once with `{tfds.build_command(name, data_dir)}`, which takes `pip install tensorflow` "
+        f"Prepare it once with `{tfds.build_command(name, data_dir)}`, which takes `pip install tensorflow`, "
         "and fetches gigabytes, or name the same text as files, one sentence a line, plain or .gz: "
         "data='text:train.en.gz,train.de.gz'."
     )

@@ -46,7 +46,8 @@ class Text:
         """Refuses values out of range."""
         if self.kind not in KINDS:
             raise UserError(
-                f"config.text.kind = {self.kind!r} must be one of {', '.join(KINDS)}.{nearest(self.kind, KINDS)}"
+                f"config.text.kind = {self.kind!r} must be one of {', '.join(KINDS)}."
+                f"{nearest(self.kind, KINDS)}"
             )
         if self.length < 2:
             raise UserError(f"config.text.length = {self.length}: 2 tokens or more.")
@@ -115,8 +116,8 @@ class Text:
             named = Vocabulary.read(pathlib.Path(self.vocabulary).expanduser())
             if named.checksum != found.checksum:
                 raise UserError(
-                    f"config.text.vocabulary = {self.vocabulary!r} is another than {str(kept)!r}, which the run "
-                    f"began with. {remedy}"
+                    f"config.text.vocabulary = {self.vocabulary!r} is another than {str(kept)!r}, which the "
+                    f"run began with. {remedy}"
                 )
         elif len(found) != self.vocab_size:
             raise UserError(

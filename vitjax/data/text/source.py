@@ -56,8 +56,8 @@ class Counts(NamedTuple):
 class PackedPairs(Source):
     """Rows of sentence pairs; `source[i]` is row i, `packing.KEYS`, int32 `[length]` each.
 
-    Pairs with an empty side, and those too long for a row, are left out and counted. Rows are packed once, when
-    the source is made, so the pairs of a row stay together in all epochs; the seed says which they are.
+    Pairs with an empty side, and those too long for a row, are left out and counted. Rows are packed once,
+    when the source is made, so the pairs of a row stay together in all epochs; the seed says which they are.
 
     Attributes:
       name: of the pairs.
@@ -110,8 +110,8 @@ class PackedPairs(Source):
         self.counts = Counts(len(pairs), int(empty.sum()), int(too_long.sum()))
         if not len(kept):
             raise UserError(
-                f"{pairs.name}: no sentence pair is left of {len(pairs):,}: {self.counts.empty:,} have an empty "
-                f"side, {self.counts.long:,} are longer than config.text.length = {length}."
+                f"{pairs.name}: no sentence pair is left of {len(pairs):,}: {self.counts.empty:,} have an "
+                f"empty side, {self.counts.long:,} are longer than config.text.length = {length}."
             )
         lengths = sources.lengths[kept], targets.lengths[kept]
         rows = packing.pack(*lengths, length, seed) if packed else packing.alone(len(kept))
@@ -140,7 +140,7 @@ class PackedPairs(Source):
         return slice(int(self._row_ends[index - 1]) if index else 0, int(self._row_ends[index]))
 
     def pairs_of(self, index: int) -> np.ndarray:
-        """Numbers of the pairs of a row, first segment first: their indices in what the source was made of."""
+        """The pairs of a row, first segment first, as indices into those the source was made of, `[K]`."""
         return self._pairs[self._row(index)]
 
     def describe(self, index: int) -> str:

@@ -1,7 +1,7 @@
 """The subword vocabulary that source and target share: a SentencePiece model, learnt from the training text.
 
-The model is a string of bytes (`Vocabulary.serialised`), which a run keeps beside its checkpoints. Which numbers
-padding, end, beginning and unknown have is read from it.
+The model is a string of bytes (`Vocabulary.serialised`), which a run keeps beside its checkpoints. Which
+numbers padding, end, beginning and unknown have is read from it.
 """
 
 import functools
@@ -18,7 +18,7 @@ from vitjax import files
 from vitjax.errors import UserError, nearest
 
 KINDS = ("bpe", "unigram")
-# What SentencePiece adds up over sentences it adds up per thread: their number, not the machine, says the result.
+# SentencePiece adds up per thread: the number is fixed, so that the number of cores changes nothing.
 THREADS = 4
 
 
@@ -106,7 +106,9 @@ class Vocabulary:
         try:
             return cls(path.read_bytes(), str(path))
         except OSError as error:
-            raise UserError(f"Cannot read the vocabulary {str(path)!r}: {error.strerror or error}.") from error
+            raise UserError(
+                f"Cannot read the vocabulary {str(path)!r}: {error.strerror or error}."
+            ) from error
 
     def write(self, path: str | os.PathLike) -> None:
         """Writes the model to `path`, whole or not at all."""
