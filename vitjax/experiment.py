@@ -522,7 +522,11 @@ def _build_evaluator(experiment: Experiment, name: str, section: dict) -> tuple[
         every = durations.steps(section, "log", default=experiment.total_steps, **experiment.sizes)
     section = fill_in(section, experiment.num_classes)
     context = evaluators.Context(
-        task=experiment.task, mesh=experiment.mesh, compiler_options=compiler.options(experiment.model)
+        task=experiment.task,
+        mesh=experiment.mesh,
+        compiler_options=compiler.options(experiment.model),
+        text=experiment.text,
+        vocabulary=experiment.vocabulary,
     )
     defaults = dict(
         batch_size=experiment.input.batch_size,
@@ -530,8 +534,6 @@ def _build_evaluator(experiment: Experiment, name: str, section: dict) -> tuple[
         on_error=experiment.input.on_error,
         loss=getattr(experiment.task, "loss_name", None),
         on_device=experiment.input.on_device,
-        text=experiment.text,
-        vocabulary=experiment.vocabulary,
     )
     with blaming(f"config.evals.{name}"):
         evaluator = evaluators.create(name, section, context=context, defaults=defaults)

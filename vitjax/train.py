@@ -5,7 +5,7 @@ import contextlib
 import json
 import math
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -93,6 +93,7 @@ def train(
                     recorder.settle()
                 with wall.phase("eval"):
                     results = run_evaluators(run, state, evaluators)
+                    keep_documents(run, evaluators, workdir, progress.print)
                 recorder.evaluated(step, results)
                 if leaving or due(step, save_every, run) or keep_best in results:
                     with wall.phase("checkpoint"):
@@ -256,6 +257,19 @@ def run_evaluators(run: Experiment, state: TrainState, names: Sequence[str]) -> 
     }
 
 
+def keep_documents(
+    run: Experiment, names: Sequence[str], workdir: pathlib.Path, tell: Callable[[str], None]
+) -> None:
+    """Tells what evaluators noted beside their numbers, and writes their texts to `WORKDIR/evals/NAME/`."""
+    for name in names:
+        evaluator = run.evaluators[name][1]
+        for line in getattr(evaluator, "notes", ()):
+            tell(f"{name}: {line}")
+        if jax.process_index() == 0:
+            for file, text in getattr(evaluator, "documents", {}).items():
+                files.replace(files.folder(workdir / "evals" / name) / file, text)
+
+
 def evaluate(config: ConfigDict, workdir: pathlib.Path) -> int:
     """Prints what all evaluators measure; returns 0.
 
@@ -277,6 +291,7 @@ def evaluate(config: ConfigDict, workdir: pathlib.Path) -> int:
     step, state = restored or (0, run.init_state(print))
     for name, value in run_evaluators(run, state, list(run.evaluators)).items():
         print(f"step {step} {name} {value:.6g}")
+    keep_documents(run, list(run.evaluators), workdir, print)
     return 0
 
 
