@@ -5,9 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from golden_checks import below, checks
-from vitjax import models
+from golden_checks.transformer import build, parameters
 from vitjax.decoding import beam, conventions, greedy
-from vitjax.weights.tree import nest
 
 # Sums of log-probabilities in float32. The reference's own JAX pass was 3e-6 away; twice that.
 SCORES = dict(rtol=0, atol=6e-6)
@@ -66,7 +65,7 @@ def compare(found, expected):
 
 def decode(config, arrays, *, limit=None, **options):
     """What the search finds for the file's sources; greedy with `beam=None`."""
-    model, src = transformer(config), jnp.asarray(arrays["src"])
+    model, src = build(config, attention_bias=True), jnp.asarray(arrays["src"])
     most = limit or config["max_new_tokens"]
     sizes = dict(batch=len(src), vocab_size=config["vocab_size"], max_length=most)
     sizes |= {name: config[f"{name}_id"] for name in ("pad", "eos", "bos")}
@@ -82,64 +81,7 @@ def decode(config, arrays, *, limit=None, **options):
         return beam.search(step, cache, **sizes, **options)
 
     with jax.default_matmul_precision("highest"):
-        return jax.device_get(run(parameters(config, below(arrays, "param/"))))
-
-
-def transformer(config):
-    return models.create(
-        "transformer_base",
-        num_classes=config["vocab_size"],
-        width=config["d_model"],
-        depth=config["num_encoder_layers"],
-        decoder_depth=config["num_decoder_layers"],
-        mlp_dim=config["d_ff"],
-        num_heads=config["num_heads"],
-        norm=config["norm"],
-        final_norm=config["final_norm"],
-        positions=config["positional_encoding"].removesuffix("enated").replace("concat", "concatenated"),
-        scale_embedding=config["scale_embeddings"],
-        attention_bias=config["attention_bias"] != "zero",
-        norm_epsilon=config["layer_norm_eps"],
-    )
-
-
-def parameters(config, state):
-    """PyTorch's names and layouts as ours (README of the files)."""
-    heads, found = config["num_heads"], {"embedding/embedding": state["embed.weight"]}
-    norms = {"encoder": ("self_attention_norm", "mlp_norm")}
-    norms["decoder"] = ("self_attention_norm", "cross_attention_norm", "mlp_norm")
-    for side in ("encoder", "decoder"):
-        for i in range(config[f"num_{side}_layers"]):
-            there, here = f"{side}.layers.{i}.", f"{side}_{i}/"
-            attentions = {"self_attn": "self_attention"}
-            attentions |= {"multihead_attn": "cross_attention"} if side == "decoder" else {}
-            for theirs, ours in attentions.items():
-                attention = below(state, f"{there}{theirs}.")
-                found |= {f"{here}{ours}/{name}": x for name, x in of_attention(config, attention, heads)}
-            for theirs, ours in (("linear1", "Dense_0"), ("linear2", "Dense_1")):
-                found[f"{here}mlp/{ours}/kernel"] = state[f"{there}{theirs}.weight"].T
-                found[f"{here}mlp/{ours}/bias"] = state[f"{there}{theirs}.bias"]
-            for number, ours in enumerate(norms[side], start=1):
-                found[f"{here}{ours}/scale"] = state[f"{there}norm{number}.weight"]
-                found[f"{here}{ours}/bias"] = state[f"{there}norm{number}.bias"]
-        if config["final_norm"]:
-            found[f"{side}_norm/scale"] = state[f"{side}.norm.weight"]
-            found[f"{side}_norm/bias"] = state[f"{side}.norm.bias"]
-    return jax.tree.map(jnp.asarray, nest(found))
-
-
-def of_attention(config, state, heads):
-    """Yields the names below an attention and their arrays."""
-    width, with_bias = config["d_model"], config["attention_bias"] != "zero"
-    kernels = np.split(state["in_proj_weight"], 3)
-    biases = np.split(state["in_proj_bias"], 3)
-    for name, kernel, bias in zip(("query", "key", "value"), kernels, biases, strict=True):
-        yield f"{name}/kernel", kernel.T.reshape(width, heads, -1)
-        if with_bias:
-            yield f"{name}/bias", bias.reshape(heads, -1)
-    yield "out/kernel", state["out_proj.weight"].T.reshape(heads, -1, width)
-    if with_bias:
-        yield "out/bias", state["out_proj.bias"]
+        return jax.device_get(run(parameters(arrays, config, attention_bias=True)))
 
 
 def length_penalties(arrays):

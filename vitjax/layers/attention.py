@@ -90,7 +90,7 @@ class MultiHeadDotProductAttention(nn.Module):
     def __call__(self, x, context=None, *, mask=None, train: bool = False):
         """Attends from `x` `[B, N, D]` to `context` `[B, M, D]`, by default to `x` itself: `[B, N, D]`.
 
-        `mask`, bool and broadcastable to `[B, H, N, M]`, is True where query n may see key m; None: everywhere.
+        `mask`, bool, broadcastable to `[B, H, N, M]`, is True where query n may see key m; None: everywhere.
         It is put in before the weights, so heads that are mixed there (talking heads) take none.
         `train` switches dropout on.
         """

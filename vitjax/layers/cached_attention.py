@@ -11,7 +11,7 @@ Memory = dict[str, Any]  # `key` [B, M, H, Dk] and `value` [B, M, H, Dv], projec
 
 
 class CachedAttention(MultiHeadDotProductAttention):
-    """A `MultiHeadDotProductAttention`, with the same parameters, that can also attend to kept keys and values.
+    """A `MultiHeadDotProductAttention` of the same parameters that can also attend to kept keys and values.
 
     `attention(x, context)` is as ever. `remember(context)` makes a memory of all of a context at once, and
     `write` adds one token to it; `recall(x, memory, mask)` attends to a memory.

@@ -11,7 +11,7 @@ from vitjax.layers.initialisation import Initializer
 class TokenEmbedding(nn.Module):
     """A table `embedding` `[V, D]`, one row a token ("Attention is all you need", section 3.4).
 
-    It is drawn by `begin`, by default normal with deviation D^-0.5 (tensor2tensor), so that rows times sqrt(D)
+    Drawn by `begin`, by default normal with deviation D^-0.5 (tensor2tensor), so that rows times sqrt(D)
     have about unit variance, and so have products of rows with a layer-normalised vector.
     """
 
@@ -30,7 +30,7 @@ class TokenEmbedding(nn.Module):
         return self.embedding[tokens]
 
     def logits(self, x):
-        """Returns the products of `x` `[..., D]` with every row: `[..., V]`, float32 whatever the operands."""
+        """Returns the products of `x` `[..., D]` with every row: `[..., V]`, float32 of any operands."""
         rows = x.reshape(-1, self.width).astype(self.dtype)
         table = self.embedding.astype(self.dtype)
         products = lax.dot_general(rows, table, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)

@@ -157,10 +157,10 @@ class Transformer(nn.Module):
       num_heads: h.
       head_dim: d_k, size of a head's queries and keys; None: width / num_heads.
       value_head_dim: d_v, of its values; None: as `head_dim`.
-      norm: where the LayerNorm of a branch is. `post`: after its addition to the residual stream, the paper's.
+      norm: where the LayerNorm of a branch is. `post`: after its addition to the stream, the paper's.
         `pre`: before the branch (tensor2tensor since version 3, flax's example).
-      final_norm: one more LayerNorm after each stack; None: exactly with `pre`, where nothing else ends in one.
-      positions: `interleaved` sines and cosines, the paper's; `concatenated`, tensor2tensor's; `learned` (row E
+      final_norm: one more LayerNorm after each stack; None: just with `pre`, where nothing else ends in one.
+      positions: `interleaved` sinusoids, the paper's; `concatenated`, tensor2tensor's; `learned` (row E
         of Table 3), a table for either side, normal with deviation width^-0.5.
       max_length: how many positions are learned.
       scale_embedding: multiply embeddings by sqrt(width).
@@ -175,7 +175,7 @@ class Transformer(nn.Module):
       initialisation: how parameters begin. `tensor2tensor`: linear layers Glorot-uniform, biases zero,
         embeddings normal with deviation width^-0.5. `flax`: the same with biases of the MLP of deviation 1e-6
         and embeddings of deviation 1.
-      dtype: of operands of products. Parameters, residual stream, norms, softmax and logits are float32 always.
+      dtype: of products' operands. Parameters, residual stream, norms, softmax and logits are float32 always.
     """
 
     num_classes: int | None = None
@@ -273,7 +273,7 @@ class Transformer(nn.Module):
           train: switches dropout on.
 
         `out`: `inputs_embedded` `[B, S, D]` and `targets_embedded` `[B, T, D]`, with positions and before
-        dropout; `encoder_tokens` and `decoder_tokens`, what leaves each layer (lists); `encoded` and `decoded`,
+        dropout; `encoder_tokens` and `decoder_tokens`, what layers return (lists); `encoded` and `decoded`,
         the last of them, after the final norm if there is one; `logits`.
         """
         out: dict[str, Any] = {}
@@ -298,8 +298,8 @@ class Transformer(nn.Module):
     def start_cache(self, encoded, inputs_segments, max_length: int) -> Cache:
         """Returns what `decode_step` knows before the first token, for at most `max_length` of them.
 
-        Every leaf has the batch first, so that rows can be repeated, reordered and dropped: `self` and `cross`,
-        keys and values `[B, max_length or S, H, Dh]` of each decoder layer; `seen`, bool `[B, S]`, which tokens
+        Every leaf has the batch first: rows can be repeated, reordered and dropped: `self` and `cross`,
+        keys and values `[B, max_length or S, H, Dh]` of a decoder layer; `seen`, bool `[B, S]`, which tokens
         of the source there are; `position`, int32 `[B]`.
 
         Args:
@@ -327,7 +327,7 @@ class Transformer(nn.Module):
         }
 
     def decode_step(self, tokens, cache: Cache) -> tuple[Any, Cache]:
-        """Returns logits `[B, V]`, float32, for the token after `tokens` `[B]`, and the cache with those in it.
+        """Returns logits `[B, V]`, float32, for the token after `tokens` `[B]`, and the cache with those.
 
         The first `tokens` are the vocabulary's bos. After `max_length` steps the cache is full: what comes
         then is not remembered.
@@ -370,7 +370,7 @@ class Transformer(nn.Module):
         return own, same_segment(of_targets, of_inputs)
 
     def _embed(self, side, tokens, positions, length=None):
-        """Embeds `[B, N]` ids with their positions, of which there are `length`, by default N: `[B, N, D]`."""
+        """Embeds ids `[B, N]` with positions, of which there are `length`, by default N: `[B, N, D]`."""
         table = self.embedding if side == "targets" or self.tie == "all" else self.inputs_embedding
         x = table(tokens)
         if self.scale_embedding:
@@ -415,7 +415,7 @@ class Transformer(nn.Module):
         )
 
     def _refuse_unlike(self, name, tokens, positions, segments):
-        """Raises a `UserError` for tokens that are no ids `[B, N]`, and for what is not one for each of them."""
+        """Raises `UserError` for tokens that are no ids `[B, N]`, and for what is not one for each of them."""
         if not jnp.issubdtype(tokens.dtype, jnp.integer) or tokens.ndim != 2:
             raise UserError(
                 f"A Transformer takes integer ids [batch, length] as {name}, not "
@@ -435,7 +435,7 @@ def same_segment(queries, keys):
 
 
 # Table 3 of the paper by its rows: what differs from the base model. Rows D-ls0 and D-ls2 differ in the label
-# smoothing alone, which is the recipe's (configs/translate.py), and so is the number of steps of the big model.
+# smoothing alone, which is the recipe's (configs/translate.py), as is the number of steps of the big model.
 TABLE_3: dict[str, dict[str, Any]] = {
     "base": {},
     "a_h1": {"num_heads": 1},
