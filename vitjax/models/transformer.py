@@ -415,7 +415,7 @@ class Transformer(nn.Module):
         )
 
     def _refuse_unlike(self, name, tokens, positions, segments):
-        """Raises `UserError` for tokens that are no ids `[B, N]`, and for what is not one for each of them."""
+        """Raises `UserError` for tokens that are no ids `[B, N]`, and for what is not one for each."""
         if not jnp.issubdtype(tokens.dtype, jnp.integer) or tokens.ndim != 2:
             raise UserError(
                 f"A Transformer takes integer ids [batch, length] as {name}, not "
