@@ -97,10 +97,10 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.optax_name = "scale_by_adam"
     config.optax = dict(b1=0.9, b2=0.98, eps=1e-8 if small else 1e-9)
     config.lr = size["lr"]
-    config.schedule = dict(decay_type="inverse_sqrt", warmup_steps=size["warmup"])
+    # The small recipe's is fairseq's: the first update has the rate of no update done.
+    form = dict(ahead=0, warmup_lr=1e-7) if small else {}
+    config.schedule = dict(decay_type="inverse_sqrt", warmup_steps=size["warmup"], **form)
     if small:
-        # fairseq's: the first update has the rate of no update done.
-        config.schedule.update(dict(ahead=0, warmup_lr=1e-7))
         config.grad_clip_norm = 25.0
 
     config.evals = evals(args, size, small)
@@ -141,8 +141,8 @@ def evals(args: types.SimpleNamespace, size: Section, small: bool) -> Section:
     val, test = ("val", "test_2016_flickr") if args.data.startswith("multi30k:") else ("validation", "test")
     if args.data.startswith(("text:", "tsv:", "jsonl:")) and "{split}" not in args.data:
         val, test = "train[99%:]", "train[99%:]"
-    perplexity = dict(type="perplexity", data=args.data, split=val)
-    perplexity.update(dict(log_epochs=1) if small else dict(log_steps=5_000))
+    often = dict(log_epochs=1) if small else dict(log_steps=5_000)
+    perplexity = dict(type="perplexity", data=args.data, split=val, **often)
     search = dict(beam=5, alpha=1.0, convention="fairseq") if small else dict(beam=4, alpha=0.6)
     bleu = dict(type="bleu", data=args.data, split=test, lowercase=args.lower, **search)
     return dict(val=perplexity, test=bleu)

@@ -147,7 +147,7 @@ def _mean(
     return newest | means, about
 
 
-def _read(path: pathlib.Path, wanted: Callable[[str], bool]) -> tuple[dict[str, Any], dict[str, Any]]:
+def _read(path: Any, wanted: Callable[[str], bool]) -> tuple[dict[str, Any], dict[str, Any]]:
     """The wanted leaves of one checkpoint, held against their checksums, and its record."""
     import jax.numpy as jnp
 

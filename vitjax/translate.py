@@ -224,15 +224,17 @@ def open_translator(args: argparse.Namespace) -> "Translator":
     config = read_config(args.workdir)
     set_matmul_precision(config)
 
+    import jax
+
     from vitjax import config as config_lib
     from vitjax import models
     from vitjax.data.text.section import Text, open_vocabulary_of
-    from vitjax.decoding.decoder import Decoder, Search
+    from vitjax.decoding.decoder import Decoder, Search, learned_positions
     from vitjax.decoding.translator import Translator
 
     if config.get("text") is None:
         raise UserError(f"{str(args.workdir)!r} is no run on text: its config has no section 'text'.")
-    text = Text(**config_lib.bind(Text, config.text, "text"))
+    text = Text(**config_lib.bind(Text, config_lib.plain(config.text), "text"))
     vocabulary = open_vocabulary_of(args.workdir)
     options = config_lib.plain(config.model)
     model = models.create(options.pop("name"), num_classes=len(vocabulary), **options)
@@ -241,7 +243,6 @@ def open_translator(args: argparse.Namespace) -> "Translator":
             f"{str(args.workdir)!r} holds a {type(model).__name__}, which cannot decode: name the workdir of "
             "a translation run."
         )
-    learned = getattr(model, "positions", None) == "learned"
     search = Search(
         method="greedy" if args.greedy else "beam",
         beam=args.beam,
@@ -249,13 +250,13 @@ def open_translator(args: argparse.Namespace) -> "Translator":
         convention=args.convention,
         stop=args.stop,
         extra_length=args.extra_length,
-        longest=model.max_length if learned else None,
+        longest=learned_positions(model),
     )
     variables, described = read_variables(args, config, vocabulary)
     print(f"{' -> '.join(text.languages)}: {described}", file=sys.stderr)
+    decode, variables = jax.jit(Decoder(model, vocabulary, search)), jax.device_put(variables)
     return Translator(
-        Decoder(model, vocabulary, search),
-        variables,
+        lambda inputs: decode(variables, inputs),
         vocabulary,
         longest=text.length,
         clean=text.clean,
@@ -335,7 +336,7 @@ def chosen(args: argparse.Namespace, config: ml_collections.ConfigDict) -> list[
     if args.checkpoint == "newest":
         return [folder / str(steps[-1])]
     if args.checkpoint == "best":
-        return [best_of([folder / str(step) for step in steps], config.get("best_metric"))]
+        return [best_of([folder / str(step) for step in steps], config.to_dict().get("best_metric"))]
     if args.checkpoint not in map(str, steps):
         raise UserError(f"--checkpoint {args.checkpoint}: newest, best, or a step; {listed} in {folder}.")
     return [folder / args.checkpoint]

@@ -189,8 +189,7 @@ def test_ctrl_c_leaves_no_stack_trace(command, monkeypatch):
 
 
 def test_batches_have_few_shapes_and_hold_every_line_once(words):
-    decoder = Decoder(copying.Copying(len(words)), words, Search(method="greedy"))
-    translator = Translator(decoder, {}, words, longest=40, batch_tokens=160)
+    translator = Translator(lambda inputs: None, words, longest=40, batch_tokens=160)
     rng = np.random.default_rng(0)
     pieces = {i: np.arange(3, 3 + rng.integers(1, 60)) % 20 + 4 for i in rng.permutation(100).tolist()}
     seen, shapes = [], set()
@@ -220,7 +219,8 @@ def test_a_translation_is_one_line():
 
 def test_what_comes_to_no_end_is_counted(words, capsys):
     decoder = Decoder(copying.Copying(len(words)), words, Search(method="greedy", extra_length=0, longest=3))
-    translator = Translator(decoder, {"params": {"sure": jnp.ones(1)}}, words, longest=12)
+    variables = {"params": {"sure": jnp.ones(1)}}
+    translator = Translator(lambda inputs: decoder(variables, inputs), words, longest=12)
     (found,) = translator(["abc cab abc"])
     assert not found.ended and not found.cut
     tally = translate.Tally()

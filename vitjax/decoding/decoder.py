@@ -92,3 +92,8 @@ class Decoder:
             step, cache, beam=how.beam, alpha=how.alpha, convention=how.convention, stop=how.stop,
             **sizes, **self.ids,
         )  # fmt: skip
+
+
+def learned_positions(model: Any) -> int | None:
+    """How many tokens a target may have, of a model with a table of positions; None: any number."""
+    return model.max_length if getattr(model, "positions", None) == "learned" else None

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from vitjax.decoding.decoder import Decoder
+from vitjax.decoding import Found
 
 SMALLEST_BUCKET = 16  # tokens
 FEW_ROWS = (1, 8)  # a batch that is not full has so many rows, if they are enough
@@ -33,45 +33,51 @@ class Translation:
 
 
 class Translator:
-    """Translates lists of lines with one model on one device.
+    """Translates lists of lines.
 
     Lines are sorted by length into buckets of 16, 32, 64, ... tokens, each with a batch of its own size, so
     that there is a program for each bucket and at most two more for a rest of few lines.
 
     Args:
-      decoder: model and search.
-      variables: of the model.
+      decode: finds the best targets of sources, int32 `[B, S]` with ends and padding; see `decoder.Decoder`.
       vocabulary: text to tokens and back, as `data.text.vocabulary.Vocabulary`.
       longest: most tokens of a source, its end counted; the end of a longer one is cut off.
       clean: what is done to a line before it is encoded.
       batch_tokens: tokens of the sources of a batch, with padding.
+      share: every batch has a multiple of so many rows.
     """
 
     def __init__(
         self,
-        decoder: Decoder,
-        variables: Any,
+        decode: Callable[[np.ndarray], Found],
         vocabulary: Any,
         *,
         longest: int,
         clean: Callable[[str], str] = str.strip,
         batch_tokens: int = 4096,
+        share: int = 1,
     ):
-        self._vocabulary, self._clean = vocabulary, clean
-        self._longest, self._batch_tokens = longest, batch_tokens
-        self._variables = jax.device_put(variables)
-        self._decode = jax.jit(decoder)
+        self._decode, self._vocabulary, self._clean = decode, vocabulary, clean
+        self._longest, self._batch_tokens, self._share = longest, batch_tokens, share
 
-    def __call__(self, lines: Sequence[str]) -> list[Translation]:
-        """The translations of these lines, in their order. An empty line stays one."""
+    def __call__(
+        self, lines: Sequence[str], progress: Callable[[int, int], None] | None = None
+    ) -> list[Translation]:
+        """The translations of these lines, in their order. An empty line stays one.
+
+        `progress` is called after each batch with the number of lines done and the number there are.
+        """
         cleaned = [self._clean(line) for line in lines]
         pieces = self._vocabulary.encode(cleaned)
-        full = [i for i, line in enumerate(cleaned) if line]
-        done = [Translation()] * len(lines)
-        for rows, inputs in self._batches({i: pieces[i] for i in full}):
-            found = jax.device_get(self._decode(self._variables, inputs))
+        full = {i: pieces[i] for i, line in enumerate(cleaned) if line}
+        done, count = [Translation()] * len(lines), 0
+        for rows, inputs in self._batches(full):
+            found = jax.device_get(self._decode(inputs))
             for row, index in enumerate(rows):
                 done[index] = self._told(len(pieces[index]) + 1, found.seqs[row], found.scores[row])
+            count += len(rows)
+            if progress:
+                progress(count, len(full))
         return done
 
     def _batches(self, pieces: dict[int, np.ndarray]) -> Iterator[tuple[list[int], np.ndarray]]:
@@ -82,11 +88,15 @@ class Translator:
             buckets.setdefault(self._bucket(size(index)), []).append(index)
         # The longest first: a device that cannot hold them says so at once.
         for length, indices in sorted(buckets.items(), reverse=True):
-            most = max(1, self._batch_tokens // length)
+            most = self._whole_shares(max(1, self._batch_tokens // length))
+            few = [height for height in map(self._whole_shares, FEW_ROWS) if height < most]
             for start in range(0, len(indices), most):
                 rows = indices[start : start + most]
-                height = next((few for few in FEW_ROWS if len(rows) <= few < most), most)
+                height = next((height for height in few if len(rows) <= height), most)
                 yield rows, self._padded([pieces[index] for index in rows], height, length)
+
+    def _whole_shares(self, rows: int) -> int:
+        return -(-rows // self._share) * self._share
 
     def _bucket(self, size: int) -> int:
         bucket = SMALLEST_BUCKET

@@ -226,11 +226,12 @@ class Transformer(nn.Module):
 
     def setup(self):
         """Makes tables, layers and final norms."""
-        if not self.num_classes:
+        vocab_size = self.num_classes
+        if not vocab_size:
             raise UserError("num_classes=None: a Transformer needs the size of its vocabulary.")
         begin, deviation = INITIALISATIONS[self.initialisation]
         draw = nn.initializers.normal(deviation or self.width**-0.5)
-        table = lambda: TokenEmbedding(self.num_classes, self.width, draw, self.dtype)
+        table = lambda: TokenEmbedding(vocab_size, self.width, draw, self.dtype)
         self.embedding = table()  # of the targets, and of all that shares it
         if self.tie != "all":
             self.inputs_embedding = table()
