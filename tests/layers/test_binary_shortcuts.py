@@ -1,5 +1,6 @@
 """Shortcuts past binary layers on grids that are not square, and what does not fit them."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -30,6 +31,17 @@ def test_neighbours_along_one_axis_of_a_grid(axis, size):
     line = lambda values: np.convolve(np.pad(values, size // 2), window, "valid")
     wanted = np.apply_along_axis(line, 1 + axis, grid)
     np.testing.assert_allclose(y.reshape(grid.shape), wanted, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("axis, size", [(0, 3), (1, 5)])
+def test_the_mean_along_an_axis_has_the_gradient_of_a_linear_map(axis, size):
+    """Of a linear map f, the gradient of sum(g f(x)) at any x holds sum(g f(e)) for each unit vector e."""
+    rng = np.random.default_rng(0)
+    weights = rng.normal(size=(1, 20, 2)).astype(np.float32)
+    total = lambda x: jnp.sum(weights * mean_along(x, (4, 5), axis, size))
+    found = jax.grad(total)(jnp.float32(rng.normal(size=(1, 20, 2))))
+    units = jnp.eye(40).reshape(40, 1, 20, 2)
+    np.testing.assert_allclose(found.reshape(-1), jax.vmap(total)(units), rtol=1e-5, atol=1e-6)
 
 
 def test_windows_leave_out_what_is_left_over():
