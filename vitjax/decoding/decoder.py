@@ -75,7 +75,7 @@ class Decoder:
             left out; what is returned for it means nothing.
         """
         batch, length = inputs.shape
-        segments = (inputs != self.ids["pad"]).astype(jnp.int32)
+        segments = (jnp.asarray(inputs) != self.ids["pad"]).astype(jnp.int32)
         tokens = segments.sum(axis=1)
         limits = jnp.where(tokens > 0, tokens + self.search.extra_length, 0)
         # A softmax over no key at all would be a division of 0 by 0: an empty row sees its first position.
