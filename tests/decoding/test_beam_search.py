@@ -183,7 +183,7 @@ def test_wrong_arguments_are_named(wrong, told):
 
 @pytest.mark.parametrize("name", conventions.CONVENTIONS)
 def test_ids_are_those_that_are_given(name):
-    """The same language with its tokens numbered in another way; it ends before it repeats itself, in ties."""
+    """The same language with its tokens numbered in another way; it ends before it repeats itself in ties."""
     language = ToyLanguage(rows=6, vocab_size=9, seed=7, eos=2.0)
     order = np.asarray([3, 5, 0, 8, 1, 2, 7, 6, 4])  # new id -> old id
     new = np.argsort(order)
