@@ -167,7 +167,6 @@ def test_scores_of_unequal_lists_and_unknown_options_are_refused():
 
 
 def test_compound_split_bleu_counts_the_parts():
-    pytest.importorskip("sacremoses")
     hypotheses, references = ["Der rich-text Editor ist gut."], [["Der rich-text Editor ist sehr gut."]]
     plain, split = (
         f(hypotheses, references) for f in (corpus_scores.bleu, corpus_scores.compound_split_bleu)
