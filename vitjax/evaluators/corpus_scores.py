@@ -112,6 +112,6 @@ def _moses(language: str) -> Any:
     try:
         from sacremoses import MosesPunctNormalizer, MosesTokenizer
     except ImportError as error:
-        raise UserError("compound_split=True needs Moses' tokenizer: pip install 'vitjax[translate]'.") from error
+        raise UserError("compound_split=True needs sacremoses: pip install 'vitjax[translate]'.") from error
     tokenizer, punctuation = MosesTokenizer(language), MosesPunctNormalizer(language)
     return lambda line: tokenizer.tokenize(punctuation.replace_unicode_punct(line), return_str=True)
