@@ -42,8 +42,11 @@ TEST = [
     "pytest>=8.3",
     "pytest-xdist>=3.6",
     "ruff>=0.17,<0.18",
+    "sacrebleu>=2.6",
+    "sacremoses>=0.2",
     "safetensors>=0.6",  # the peer that our reader and writer are held against
     "scikit-learn>=1.6",
+    "sentencepiece>=0.2.1",
     "tensorboard>=2.19",
 ]
 
@@ -64,7 +67,7 @@ setuptools.setup(
         "tpu": ["jax[tpu]"],
         "test": TEST,
         "docs": ["furo>=2025.12", "myst-nb>=1.4", "sphinx>=9"],
-        "translate": ["sacrebleu>=2.6", "sentencepiece>=0.2.1"],
+        "translate": ["sacrebleu>=2.6", "sacremoses>=0.2", "sentencepiece>=0.2.1"],
     },
     classifiers=[
         "Programming Language :: Python :: 3",

@@ -20,6 +20,7 @@ MAY_IMPORT = {
     "layers": GROUND | {"kernels"},
     "models": GROUND | {"layers"},
     "losses": GROUND,
+    "decoding": GROUND,
     "teachers": GROUND | {"data", "models", "run_info", "weights"},
     "tasks": GROUND | {"losses", "models", "teachers"},
     "data": GROUND,
@@ -36,7 +37,7 @@ MAY_IMPORT = {
     "diagnostics": GROUND | {"layers"},
     "weights": GROUND | {"models", "layers", "checkpoint"},
     "model_init": GROUND | {"weights"},
-    "evaluators": GROUND | {"data", "losses", "sharding"},
+    "evaluators": GROUND | {"data", "decoding", "losses", "sharding"},
     "analysis": GROUND
     | {"metrics", "run_info", "data", "layers", "models", "tasks", "teachers", "weights", "optim"}
     | {"train_state", "compiler", "host_memory"},
@@ -63,8 +64,10 @@ MAY_IMPORT = {
     "train_input": GROUND | {"data"},
     "feeding": {"experiment", "metrics", "sharding", "train_state"},
     "host_memory": GROUND,
+    "average": None,
     "check": None,
     "teacher_logits": None,
+    "translate": None,
     "sweep": None,
     "train": None,
     "main": None,

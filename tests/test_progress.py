@@ -51,7 +51,7 @@ def test_pauses_and_compilation_are_no_part_of_the_throughput():
             run.spend("eval", 500)
             run.spend("checkpoint", 300)
     run.progress.report(30)
-    assert abs(run.progress.images_per_second - 32) < 1e-6
+    assert abs(run.progress.units_per_second - 32) < 1e-6
     assert abs(run.progress.eta_seconds - 70) < 1e-6
 
 
@@ -71,7 +71,7 @@ def test_disabled_shows_nothing_but_counts():
         run.step(step)
     run.progress.report(2)
     run.progress.log("hello")
-    assert run.stream.getvalue() == "" and run.progress.images_per_second == 32
+    assert run.stream.getvalue() == "" and run.progress.units_per_second == 32
 
 
 def test_live_line_redraws_and_lets_text_pass_above():

@@ -13,7 +13,7 @@ from vitjax.train_state import TrainState
 
 def check(config: ConfigDict) -> int:
     """Prints parameters, memory, lengths, devices, placements and the batch of a run; returns 0."""
-    run = experiment_lib.build(config)
+    run = experiment_lib.build(config, tell=print)
     state, starting = run.abstract_state, initial_weights(run)
     print(parameter_overview.get_parameter_overview(state.params, include_stats=False))
     print()
@@ -23,6 +23,7 @@ def check(config: ConfigDict) -> int:
         ("optimizer", run.optimizer.describe().splitlines()),
         ("devices", devices(run)),
         ("batch", batch(run)),
+        ("text", list(run.source.notes)),
         ("starting weights", starting),
         ("teacher", teacher(run)),
         ("evaluators", [f"{name}: every {every} steps" for name, (every, _) in run.evaluators.items()]),

@@ -38,12 +38,13 @@ class Settings:
     Attributes:
       input: training data: data, split, pp, batch_size, workers, on_error, repeats, split_views, passes,
         on_device, steps_per_dispatch.
+      text: languages, vocabulary and length of rows; with it, the training data are sentence pairs.
       model: name and options of the architecture.
       model_init: parameters to start from: weights, dont_load, posemb.
       task: name and options of what is learnt.
       evals: evaluators by name.
       seed: with the config it determines the run.
-      num_classes: number of labels; left out: as many as the training source has.
+      num_classes: number of labels, or of pieces of text; left out: as many as the training source has.
       optax_name: optimizer, by its name in optax or ours.
       optax: options of the optimizer.
       lr: peak learning rate.
@@ -68,6 +69,7 @@ class Settings:
 
     input: Mapping
     model: Mapping
+    text: Mapping | None = None
     model_init: Mapping | str | None = None
     task: Mapping = dataclasses.field(default_factory=dict)
     evals: Mapping = dataclasses.field(default_factory=dict)
@@ -345,6 +347,7 @@ BESIDE_TRAINING = (
     "report",
     "input.workers",
     "input.steps_per_dispatch",
+    "text.vocabulary",  # where it lies; what it holds has a checksum in the fingerprint
 )
 
 

@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import functools
 import json
+import pathlib
 import re
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -34,10 +35,11 @@ from vitjax.analysis.costs import multiply_accumulates
 from vitjax.config import Settings, bind, fingerprint, plain
 from vitjax.config import settings as read_settings
 from vitjax.data import on_device, pipeline, pp, shuffle, value_scale
-from vitjax.data.sources import open_source
+from vitjax.data.text.section import Text
+from vitjax.data.text.vocabulary import Vocabulary
 from vitjax.errors import UserError, nearest
 from vitjax.teachers import Student
-from vitjax.train_input import Input, fill_in, first_batch_spec, parse_pp
+from vitjax.train_input import Input, fill_in, first_batch_spec, open_training, parse_pp
 from vitjax.train_state import Hyperparameters, TrainState, is_logged, make_init, make_many, make_step
 
 # Fields of `Input` that say nothing of the batches which the host makes.
@@ -66,6 +68,8 @@ class Experiment:
       evaluators: `{name: (interval in steps, evaluator)}`.
       programs: jitted functions by what they depend on, see `build`.
       diagnostics: what looks into a binary network at logging steps; None for nothing.
+      text: section `text`; None for images.
+      vocabulary: of the text; None for images.
     """
 
     config: ConfigDict
@@ -84,6 +88,8 @@ class Experiment:
     evaluators: dict[str, tuple[int, Any]]
     programs: dict[tuple[str, str], Callable]
     diagnostics: Any = None
+    text: Text | None = None
+    vocabulary: Vocabulary | None = None
 
     def steps(self, name: str, default: int | None = None) -> int | None:
         """The duration `name` of the config in steps."""
@@ -126,10 +132,10 @@ class Experiment:
             return model_init.load(self.settings.model_init, self.abstract_state, self.patch_grid)
 
     @property
-    def image_shape(self) -> list[int]:
-        """`[H, W, C]` of the images that the model sees."""
+    def image_shape(self) -> list[int] | None:
+        """`[H, W, C]` of the images that the model sees; None where it sees none."""
         batch = jax.eval_shape(self.preprocess.device, self.batch_spec, jax.random.key(0))
-        return list(batch["image"].shape[1:])
+        return list(batch["image"].shape[1:]) if "image" in batch else None
 
     @property
     def patch_grid(self) -> tuple[int, int] | None:
@@ -139,7 +145,7 @@ class Experiment:
 
     @functools.cached_property
     def macs_per_image(self) -> int | None:
-        """Multiply-accumulates of the forward pass for one image; None where they cannot be counted."""
+        """Multiply-accumulates of the forward pass for one example; None where they cannot be counted."""
         try:
             return multiply_accumulates(lambda *args: self._forward(*args)[0], *self._forward_args())
         except ValueError:  # a kernel that runs its body once a block
@@ -149,7 +155,7 @@ class Experiment:
         return self.task.predict(params, model_state, batch)
 
     def _forward_args(self) -> tuple:
-        """Arguments of `_forward` by shape, for one image. Some ops take whole batches, so these get one."""
+        """Arguments of `_forward` by shape, for one example. Some ops take whole batches: these get one."""
         batch = jax.eval_shape(self.preprocess.device, self.batch_spec, jax.random.key(0))
         spec = {key: jax.ShapeDtypeStruct((1, *leaf.shape[1:]), leaf.dtype) for key, leaf in batch.items()}
         return self.abstract_state.params, self.abstract_state.model_state, spec
@@ -204,14 +210,16 @@ class Experiment:
 
     @property
     def fingerprint(self) -> dict[str, Any]:
-        """What determines the trained parameters: the config's part, and the checksum of a teacher."""
-        teacher = getattr(self.task, "teacher", None)
-        if teacher is None:
-            return fingerprint(self.config)
-        checksum = getattr(teacher, "checksum", None)
-        if checksum is None:
-            checksum = checksum_lib.checksum(self.frozen)
-        return fingerprint(self.config) | {"task.teacher.checksum": checksum}
+        """What determines the trained parameters: the config's part, checksums of vocabulary and teacher."""
+        found = fingerprint(self.config)
+        if self.vocabulary is not None:
+            found["text.vocabulary.checksum"] = self.vocabulary.checksum
+        if (teacher := getattr(self.task, "teacher", None)) is not None:
+            checksum = getattr(teacher, "checksum", None)
+            found["task.teacher.checksum"] = (
+                checksum_lib.checksum(self.frozen) if checksum is None else checksum
+            )
+        return found
 
     def _shared(self, name: str, make: Callable[[], Callable]) -> Callable:
         """The jitted function of this name from `programs`; the first experiment that needs it makes it.
@@ -232,7 +240,8 @@ class Experiment:
             "report",
         )
         static = {key: value for key, value in config.items() if key not in beside}
-        key = repr((static, bool(self.optimizer.wd), self.num_classes, self.batch_spec, self.mesh))
+        pieces = self.vocabulary and self.vocabulary.checksum
+        key = repr((static, bool(self.optimizer.wd), self.num_classes, self.batch_spec, self.mesh, pieces))
         program = self.programs.setdefault((name, key), make())
         while len(self.programs) > MOST_PROGRAMS:  # each keeps its machine code in memory
             del self.programs[next(iter(self.programs))]
@@ -312,13 +321,21 @@ def state_placement(abstract_state: TrainState) -> Any:
     return jax.tree.map(lambda leaf: leaf.sharding, abstract_state)
 
 
-def build(config: ConfigDict, programs: dict[tuple[str, str], Callable] | None = None) -> Experiment:
+def build(
+    config: ConfigDict,
+    programs: dict[tuple[str, str], Callable] | None = None,
+    *,
+    workdir: pathlib.Path | None = None,
+    tell: Callable[[str], None] = lambda line: None,
+) -> Experiment:
     """Builds what the config names.
 
     Args:
       config: as `vitjax.config.load` returns it.
       programs: a dict that experiments of one process may share, so that those that differ in seed, learning
         rate and weight decay alone trace and load the step once. It must not outlive a change of the code.
+      workdir: where a run on text keeps its vocabulary; None: nothing is read or written there.
+      tell: takes lines on what takes long.
 
     Raises:
       UserError: a key nobody reads, a value that does not fit, or data that is not there.
@@ -329,7 +346,9 @@ def build(config: ConfigDict, programs: dict[tuple[str, str], Callable] | None =
     sharding.check_batch_size(data.batch_size, mesh, accumulation=settings.grad_accum)
 
     with blaming("config.input"):
-        source = open_source(data.data, data.split)
+        source, text, vocabulary = open_training(
+            data, settings.text, settings.seed, workdir, tell, store=jax.process_index() == 0
+        )
     num_classes = _num_classes(settings, source)
     preprocess = parse_pp(data.pp, num_classes, "input.pp", on_device=data.on_device)
     batch_spec = first_batch_spec(source, preprocess, data, num_classes)
@@ -341,6 +360,8 @@ def build(config: ConfigDict, programs: dict[tuple[str, str], Callable] | None =
     model = _create_model(settings, num_classes)
     student = _student(settings, data, source, preprocess, batch_spec, num_classes, total_steps)
     task = tasks.create(settings.task, model, student)
+    if vocabulary is not None:
+        task.vocabulary = vocabulary
     batch_spec |= {key: rows.spec(data.batch_size) for key, rows in task.by_position.items()}
     if data.on_device:
         check_on_device(source, batch_spec, mesh, total_steps, by_position=task.by_position)
@@ -353,7 +374,7 @@ def build(config: ConfigDict, programs: dict[tuple[str, str], Callable] | None =
 
     experiment = Experiment(
         config, settings, data, source, num_classes, preprocess, mesh, model, task, optimizer, total_steps,
-        batch_spec, abstract_state, {}, {} if programs is None else programs,
+        batch_spec, abstract_state, {}, {} if programs is None else programs, None, text, vocabulary,
     )  # fmt: skip
     for name, section in settings.evals.items():
         experiment.evaluators[name] = _build_evaluator(experiment, name, section)
@@ -501,7 +522,11 @@ def _build_evaluator(experiment: Experiment, name: str, section: dict) -> tuple[
         every = durations.steps(section, "log", default=experiment.total_steps, **experiment.sizes)
     section = fill_in(section, experiment.num_classes)
     context = evaluators.Context(
-        task=experiment.task, mesh=experiment.mesh, compiler_options=compiler.options(experiment.model)
+        task=experiment.task,
+        mesh=experiment.mesh,
+        compiler_options=compiler.options(experiment.model),
+        text=experiment.text,
+        vocabulary=experiment.vocabulary,
     )
     defaults = dict(
         batch_size=experiment.input.batch_size,

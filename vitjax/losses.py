@@ -1,7 +1,8 @@
-"""Losses: sigmoid and softmax cross-entropy on dense labels; what a student owes its teacher's answers.
+"""Losses: sigmoid and softmax cross-entropy on dense labels; of tokens on integer targets, with the smoothing
+forms of translation; what a student owes its teacher's answers.
 
-Those on labels take `logits` of shape `[..., K]` and `labels` of the same shape (one-hot, multi-hot or mixed;
-the values are used as they are), compute in float32, and return the mean over all examples, or with
+Those on dense labels take `logits` of shape `[..., K]` and `labels` of the same shape (one-hot, multi-hot or
+mixed; the values are used as they are), compute in float32, and return the mean over all examples, or with
 `reduction=False` one value for each example (shape `[...]`). The unit is nats.
 
 Label smoothing by s replaces the labels y by (1 - s) y + s / K in all of them. For one-hot and mixed labels
@@ -14,6 +15,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from vitjax import errors
 
@@ -109,6 +111,85 @@ def _answers(logits: Any, teacher_logits: Any) -> tuple[jax.Array, jax.Array]:
             "both need the same labels."
         )
     return logits, jax.lax.stop_gradient(teacher_logits)
+
+
+# Forms of label smoothing over V tokens: what the label has, and what each other token has.
+SMOOTHING_FORMS = (
+    "uniform",  # 1 - s + s/V, s/V: Szegedy et al. 2016, which the paper cites; PyTorch
+    "off_target",  # 1 - s, s/(V - 1)
+    "off_target_minus_entropy",  # the same less the target's entropy, so 0 is best: tensor2tensor, flax
+    "annotated",  # 1 - s, s/(V - 2), and nothing for padding: The Annotated Transformer
+)
+
+
+def token_xent(
+    logits: Any,
+    targets: Any,
+    *,
+    label_smoothing: float = 0.0,
+    form: str = "uniform",
+    pad: int | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """Returns `(loss, nll)`, float32 `[...]`: the smoothed cross-entropy of each token, and the plain one.
+
+    Both are in nats; the exponential of the mean `nll` is the perplexity. "Attention Is All You Need" (arXiv
+    1706.03762, section 5.4) smooths by s = 0.1 and does not say in which of `SMOOTHING_FORMS`. No array of
+    targets `[..., V]` is made: with nll_k = -log softmax(x)_k all forms are a mix of nll_y, the mean of nll_k
+    over all k, and nll_pad.
+
+    Args:
+      logits: `[..., V]`.
+      targets: integers `[...]` in [0, V); what is outside is nobody's token and has no meaning here.
+      label_smoothing: s, in [0, 1).
+      form: one of `SMOOTHING_FORMS`. They are the same without smoothing.
+      pad: the token of padding, which the form `annotated` needs. Positions whose target it is have a value
+        like any other: leave them out by a weight of 0.
+
+    Raises:
+      UserError: an unknown form, a smoothing out of range, `annotated` without `pad`.
+    """
+    check_smoothing(label_smoothing, form)
+    logits, targets = jnp.asarray(logits, jnp.float32), jnp.asarray(targets)
+    vocabulary = logits.shape[-1]
+    total = jax.nn.logsumexp(logits, axis=-1)
+    nll = total - _pick(logits, targets)
+    if not label_smoothing:
+        return nll, nll
+    over_all = total - jnp.mean(logits, axis=-1)  # the mean of nll_k over all k
+    s = label_smoothing
+    if form == "uniform":
+        return (1 - s) * nll + s * over_all, nll
+    if form == "annotated":
+        if pad is None:
+            raise errors.UserError("smoothing='annotated' needs the token of padding, which nobody told.")
+        others = vocabulary * over_all - nll - (total - logits[..., pad])
+        return (1 - s) * nll + s / (vocabulary - 2) * others, nll
+    each = s / (vocabulary - 1)
+    loss = (1 - s - each) * nll + each * vocabulary * over_all
+    if form == "off_target_minus_entropy":
+        loss = loss + ((1 - s) * np.log(1 - s) + s * np.log(each))
+    return loss, nll
+
+
+def check_smoothing(label_smoothing: float, form: str) -> None:
+    """Refuses a form of smoothing that is none, and a share out of range."""
+    if form not in SMOOTHING_FORMS:
+        raise errors.UserError(
+            f"smoothing={form!r} is unknown; there are {', '.join(SMOOTHING_FORMS)}."
+            f"{errors.nearest(str(form), SMOOTHING_FORMS)}"
+        )
+    if not 0.0 <= label_smoothing < 1.0:
+        raise errors.UserError(f"label_smoothing={label_smoothing!r} must lie between 0 and 1, 1 left out.")
+
+
+def _pick(logits: jax.Array, targets: jax.Array) -> jax.Array:
+    """`logits[..., targets]`, by a comparison that melts into the pass over the logits.
+
+    The gradient of a gather is a scatter into an array of zeros of the size of the logits, which a CPU makes
+    on one thread; and on a mesh with explicit axes a gather has to be told where its result lies.
+    """
+    hit = targets[..., None] == jnp.arange(logits.shape[-1], dtype=targets.dtype)
+    return jnp.sum(jnp.where(hit, logits, 0.0), axis=-1)
 
 
 _PROBABILITIES = {

@@ -12,7 +12,7 @@ PAUSES = ("start-up", "compile", "eval", "checkpoint")  # what is not training, 
 
 
 class Progress:
-    """Shows step, loss, images a second, time to go and the share of time spent waiting for data.
+    """Shows step, loss, images (or tokens) a second, time to go and the share of time spent waiting for data.
 
     `update(step)` after every step and `report(step, values)` at logging steps, with values that are already
     on the host: nothing here waits for a device. The throughput is that of the steps between two reports,
@@ -30,6 +30,8 @@ class Progress:
         total_steps: int,
         *,
         batch_size: int = 0,
+        unit: str = "img",
+        units_per_example: float = 1,
         start_step: int = 0,
         wall: WallTime | None = None,
         stream: TextIO | None = None,
@@ -41,6 +43,8 @@ class Progress:
         Args:
           total_steps: steps of the whole run.
           batch_size: examples a step over all processes; 0 where it means nothing.
+          unit: what speed is counted in: `img`, `tokens`.
+          units_per_example: how many of these an example is.
           start_step: step the run resumes from.
           wall: the run's WallTime; its phases tell pauses and waiting apart from training.
           stream: where to write; standard output unless given.
@@ -49,7 +53,8 @@ class Progress:
         """
         self.total_steps = total_steps
         self.step = start_step
-        self._batch_size = batch_size
+        self._units_per_step = batch_size * units_per_example
+        self._rate_name = {"img": "images"}.get(unit, unit) + "/s"
         self._wall = wall or WallTime()
         self._stream = stream or sys.stdout
         self._enabled = enabled
@@ -90,7 +95,7 @@ class Progress:
         now = (done, *self._clock())
         if self._mark is not None and done > self._mark[0]:
             steps, active, waiting = (b - a for a, b in zip(self._mark, now, strict=True))
-            self._rate = steps * self._batch_size / active if active > 0 else math.nan
+            self._rate = steps * self._units_per_step / active if active > 0 else math.nan
             self._share = waiting / active if active > 0 else math.nan
             self._mark = now
         self.update(step)
@@ -103,9 +108,9 @@ class Progress:
         return sum(split.values()) - sum(split[name] for name in PAUSES), split["data wait"]
 
     @property
-    def images_per_second(self) -> float:
-        """Examples a second between the last two reports, all processes together; NaN before."""
-        return self._rate if self._batch_size else math.nan
+    def units_per_second(self) -> float:
+        """Images or tokens a second between the last two reports, all processes together; NaN before."""
+        return self._rate if self._units_per_step else math.nan
 
     @property
     def data_wait(self) -> float:
@@ -125,9 +130,9 @@ class Progress:
         fields = {"step": f"{self.step}/{self.total_steps} {self.step / max(self.total_steps, 1):.1%}"}
         if self._loss is not None:
             fields["loss"] = f"{self._loss:.4g}"
-        if math.isfinite(self.images_per_second):
-            rate = self.images_per_second
-            fields["images/s"] = f"{rate:.0f}" if rate >= 100 else f"{rate:.3g}"
+        if math.isfinite(self.units_per_second):
+            rate = self.units_per_second
+            fields[self._rate_name] = f"{rate:.0f}" if rate >= 100 else f"{rate:.3g}"
         if math.isfinite(self.eta_seconds):
             fields["eta"] = hms(self.eta_seconds)
         if math.isfinite(self._share):
@@ -179,6 +184,7 @@ _LIVE = {  # field: (text, style) on the live line
     "step": ("{}", "bold"),
     "loss": ("loss {}", "cyan"),
     "images/s": ("{} img/s", "green"),
+    "tokens/s": ("{} tokens/s", "green"),
     "eta": ("eta {}", "magenta"),
     "data_wait": ("data {}", "dim"),
 }

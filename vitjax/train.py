@@ -5,7 +5,7 @@ import contextlib
 import json
 import math
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -45,26 +45,28 @@ def train(
     wall = WallTime(earlier_times(workdir))
     with contextlib.ExitStack() as opened:
         with wall.phase("start-up"):
-            run = experiment_lib.build(config, programs)
+            main_process = jax.process_index() == 0
+            tell = print if main_process else lambda line: None
+            run = experiment_lib.build(config, programs, workdir=workdir, tell=tell)
             checkpointer = opened.enter_context(open_checkpoints(run, workdir))
             told: list[str] = []
             start_step, state = checkpointer.restore(run.abstract_state) or (0, run.init_state(told.append))
             describe_run(run, workdir)
             note_times(run, workdir, wall)
-            main_process = jax.process_index() == 0
             writer = opened.enter_context(MetricWriter(workdir if main_process else None, start_step))
-            tell = print if main_process else lambda line: None
             feed = opened.enter_context(contextlib.closing(feeding.open_feed(run, start_step, wall, tell)))
         progress = opened.enter_context(
             Progress(
                 run.total_steps,
                 batch_size=run.input.batch_size,
+                unit=run.source.unit,
+                units_per_example=run.source.units_per_example,
                 start_step=start_step,
                 wall=wall,
                 enabled=main_process,
             )
         )
-        for line in (headline(run), *told, *run.task.notes):
+        for line in (headline(run), *run.source.notes, *told, *run.task.notes):
             progress.print(line)
         if start_step:
             left = "" if start_step < run.total_steps else ": training is complete"
@@ -91,6 +93,7 @@ def train(
                     recorder.settle()
                 with wall.phase("eval"):
                     results = run_evaluators(run, state, evaluators)
+                    keep_documents(run, evaluators, workdir, progress.print)
                 recorder.evaluated(step, results)
                 if leaving or due(step, save_every, run) or keep_best in results:
                     with wall.phase("checkpoint"):
@@ -192,10 +195,10 @@ class Recorder:
 
     def _circumstances(self, step: int) -> dict[str, float]:
         run, progress = self._run, self._progress
-        seen = step * run.input.batch_size
+        seen, unit = step * run.input.batch_size, run.source.unit
         rates = {
-            "img/sec": progress.images_per_second,
-            "img/sec/core": progress.images_per_second / jax.device_count(),
+            f"{unit}/sec": progress.units_per_second,
+            f"{unit}/sec/core": progress.units_per_second / jax.device_count(),
             "data_wait": progress.data_wait,
         }
         about = {"num_params": run.num_params} if step == 1 else {}
@@ -254,13 +257,26 @@ def run_evaluators(run: Experiment, state: TrainState, names: Sequence[str]) -> 
     }
 
 
+def keep_documents(
+    run: Experiment, names: Sequence[str], workdir: pathlib.Path, tell: Callable[[str], None]
+) -> None:
+    """Tells what evaluators noted beside their numbers, and writes their texts to `WORKDIR/evals/NAME/`."""
+    for name in names:
+        evaluator = run.evaluators[name][1]
+        for line in getattr(evaluator, "notes", ()):
+            tell(f"{name}: {line}")
+        if jax.process_index() == 0:
+            for file, text in getattr(evaluator, "documents", {}).items():
+                files.replace(files.folder(workdir / "evals" / name) / file, text)
+
+
 def evaluate(config: ConfigDict, workdir: pathlib.Path) -> int:
     """Prints what all evaluators measure; returns 0.
 
     They look at the newest checkpoint of the workdir, or, where there is none, at the weights that
     `config.model_init` names.
     """
-    run = experiment_lib.build(config)
+    run = experiment_lib.build(config, workdir=workdir if workdir.is_dir() else None, tell=print)
     if not run.evaluators:
         raise UserError("--eval_only: config.evals is empty, there is nothing to evaluate.")
     restored = None
@@ -275,6 +291,7 @@ def evaluate(config: ConfigDict, workdir: pathlib.Path) -> int:
     step, state = restored or (0, run.init_state(print))
     for name, value in run_evaluators(run, state, list(run.evaluators)).items():
         print(f"step {step} {name} {value:.6g}")
+    keep_documents(run, list(run.evaluators), workdir, print)
     return 0
 
 
@@ -299,9 +316,11 @@ def earlier_times(workdir: pathlib.Path) -> dict[str, float]:
 def headline(run: Experiment) -> str:
     """One line that says what is about to be trained on what."""
     kind, epochs = jax.devices()[0], run.total_steps * run.input.batch_size / run.sizes["num_examples"]
+    units = run.input.batch_size * run.source.units_per_example
+    size = f"{run.input.batch_size:,}" + ("" if run.text is None else f" rows, {units:,.0f} target tokens")
     return (
         f"{run.settings.model['name']}: {run.num_params:,} parameters, {run.total_steps:,} steps of "
-        f"{run.input.batch_size:,} ({epochs:.4g} epochs of {run.source.name}) on {jax.device_count()} x "
+        f"{size} ({epochs:.4g} epochs of {run.source.name}) on {jax.device_count()} x "
         f"{kind.device_kind}"
     )
 
@@ -326,6 +345,7 @@ def note_times(run: Experiment, workdir: pathlib.Path, wall: WallTime) -> None:
         num_classes=run.num_classes,
         image_shape=run.image_shape,
         macs_per_image=run.macs_per_image,
+        **run.source.about,
         wall_time=wall.split(),
     )
     write_run_info(workdir, run_info() | about)

@@ -2,11 +2,17 @@
 
 import dataclasses
 import os
+import pathlib
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 
+from vitjax.config import bind
 from vitjax.data import pipeline, pp
+from vitjax.data.sources import Source, open_source
+from vitjax.data.text.section import Text
+from vitjax.data.text.vocabulary import Vocabulary
 from vitjax.errors import UserError
 
 
@@ -15,7 +21,8 @@ class Input:
     """Section `input`: where training examples come from and what happens to them.
 
     Attributes:
-      data: source, such as `digits`, `folder:PATH`, `tfds:NAME`.
+      data: source, such as `digits`, `folder:PATH`, `tfds:NAME`; of sentence pairs, with a section `text`,
+        `multi30k:DIR`, `text:SOURCE_FILE,TARGET_FILE` and others.
       pp: preprocessing string; `{num_classes}` stands for the number of labels.
       batch_size: examples in a global batch.
       split: part of the source, such as `train[:90%]`.
@@ -77,6 +84,36 @@ class Input:
             len(source), batch_size=self.batch_size, repeats=self.repeats, passes=self.passes
         )
         return dict(batch_size=self.batch_size, num_examples=epoch)
+
+
+def open_training(
+    data: Input,
+    text: Mapping[str, Any] | None,
+    seed: int,
+    workdir: pathlib.Path | None,
+    tell: Callable[[str], None],
+    *,
+    store: bool,
+) -> tuple[Source, Text | None, Vocabulary | None]:
+    """Opens the training examples: images, or with a section `text` packed sentence pairs.
+
+    Args:
+      data: section `input`.
+      text: section `text`.
+      seed: of the run.
+      workdir: keeps the vocabulary; None for none.
+      tell: takes lines on what takes long.
+      store: whether this process writes the vocabulary.
+
+    Returns:
+      The source, section `text` and the vocabulary; the last two are None for images.
+    """
+    if text is None:
+        return open_source(data.data, data.split), None, None
+    section = Text(**bind(Text, text, "text"))
+    pairs = section.open_pairs(data.data, data.split)
+    vocabulary = section.open_vocabulary(pairs, workdir, store=store, tell=tell)
+    return section.open_rows(pairs, vocabulary, seed=seed, tell=tell), section, vocabulary
 
 
 def parse_pp(text: str, num_classes: int, key: str, *, on_device: bool = False) -> pp.Preprocess:

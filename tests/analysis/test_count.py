@@ -10,6 +10,7 @@ import pytest
 
 from vitjax import models
 from vitjax.analysis.count import Row, count, main
+from vitjax.errors import UserError
 from vitjax.layers.batch_norm import BatchNorm
 from vitjax.layers.binary import Affine, BinaryDense
 
@@ -87,7 +88,8 @@ def architectures() -> list[str]:
     found = {}
     for name in models.names():
         model = models.create(name)
-        found.setdefault((type(model), getattr(model, "spt", None)), name)
+        if not hasattr(model, "decode_step"):  # what takes sequences and no images
+            found.setdefault((type(model), getattr(model, "spt", None)), name)
     return list(found.values())
 
 
@@ -100,6 +102,11 @@ def test_every_architecture_of_the_registry_can_be_counted(name):
     assert row.macs == row.bops + row.float_macs > 0
     assert row.bytes == 4 * (row.parameters + row.buffers) >= row.packed_bytes
     assert (row.binary_parameters > 0) == (row.bops > 0) == (row.packed_bytes < row.bytes)
+
+
+def test_a_model_of_sequences_is_refused():
+    with pytest.raises(UserError, match="transformer_tiny is a model of sequences"):
+        count("transformer_tiny", num_classes=10)
 
 
 class Tiny(nn.Module):

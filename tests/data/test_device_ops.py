@@ -121,3 +121,21 @@ def test_ops_have_random_streams_of_their_own():
     batch = {"a": jnp.eye(2), "b": jnp.eye(2)}
     result = device("mixup(0.5, keys='a')|mixup(0.5, keys='b')", batch)
     assert result["a"][0, 0] != result["b"][0, 0]
+
+
+def test_weights_of_tokens_average_over_the_real_ones():
+    rng = np.random.default_rng(0)
+    lengths = np.array([5, 1, 8, 0, 3, 8, 2, 7])
+    segments = (np.arange(8) < lengths[:, None]).astype(np.int32) * rng.integers(1, 4, (8, 8))
+    batch = {"targets_segments": segments.astype(np.int32)}
+    weights = device("token_weights", batch)["weights"]
+    assert weights.dtype == jnp.float32 and ((weights > 0) == (segments > 0)).all()
+    losses = rng.random((8, 8))
+    mean = losses[segments > 0].mean()
+    np.testing.assert_allclose((weights * losses).mean(), mean, rtol=1e-6)
+    halves = [(weights[i::2] * losses[i::2]).mean() for i in range(2)]
+    np.testing.assert_allclose(np.mean(halves), mean, rtol=1e-6)
+    assert (device("token_weights", {"targets_segments": np.zeros((2, 3), np.int32)})["weights"] == 0).all()
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Explicit,))
+    divided = jax.device_put(batch, NamedSharding(mesh, PartitionSpec("data")))
+    np.testing.assert_array_equal(device("token_weights", divided)["weights"], weights)

@@ -47,7 +47,8 @@ def read(path: pathlib.Path) -> tuple[dict[str, Any], Arrays]:
     """Returns the config and the arrays of a file."""
     if path.suffix == ".json":
         config = json.loads(path.read_text())
-        return (config if isinstance(config, dict) else {"cases": config}), {}
+        # What a case is about may lie in files beside it.
+        return (config if isinstance(config, dict) else {"cases": config}) | {"folder": path.parent}, {}
     with np.load(path) as file:
         arrays = {key: file[key] for key in file.files}
     return (json.loads(str(arrays.pop("config"))) if "config" in arrays else {}), arrays

@@ -95,6 +95,8 @@ def count(
     fields = dict(fields or {})
     resolution = resolution or native_resolution(name)
     model = models.create(name, num_classes=num_classes, **fields)
+    if hasattr(model, "decode_step"):
+        raise UserError(f"{name} is a model of sequences: what is counted here is the work for one image.")
     settings = " ".join(f"{field}={value}" for field, value in fields.items())
     try:
         return _row(model, name, settings, resolution, num_classes)

@@ -189,11 +189,12 @@ def _steps_tile(rows: list[dict], info: dict) -> tuple[str, str, str] | None:
 
 
 def _speed_tile(rows: list[dict]) -> tuple[str, str, str] | None:
-    for name, note in (("img/sec", "all devices together"), ("img/sec/core", "each device")):
-        values = curves.series(rows, name)[1]
-        values = values[np.isfinite(values)]
-        if len(values):
-            return "Images/s, median", _si(float(np.median(values))), note
+    for title, unit in (("Images/s", "img"), ("Tokens/s", "tokens")):
+        for name, note in ((f"{unit}/sec", "all devices together"), (f"{unit}/sec/core", "each device")):
+            values = curves.series(rows, name)[1]
+            values = values[np.isfinite(values)]
+            if len(values):
+                return f"{title}, median", _si(float(np.median(values))), note
     return None
 
 
@@ -234,6 +235,8 @@ def _groups(names: list[str]) -> Iterable[tuple[str, list[str], dict[str, bool]]
     yield "Accuracy, top 5", ending("prec@5"), {"percent": True}
     yield "Evaluation loss", ending("loss"), {}
     yield "Few-shot accuracy", few_shot, {"percent": True}
+    yield "BLEU", ending("bleu"), {}
+    yield "Perplexity", ending("perplexity"), {"log": True}
     yield "Learning rate", [n for n in names if n.startswith(("global_schedule", "learning_rate", "lr"))], {}
     yield (
         "Norms",
@@ -250,6 +253,7 @@ def _groups(names: list[str]) -> Iterable[tuple[str, list[str], dict[str, bool]]
     attention = [n for n in ("binary/attention_on", "binary/attention_dead") if n in names]
     yield "Binary attention", attention, {"percent": True}
     yield "Images/s", [n for n in names if n == "img/sec"], {"noisy": True}
+    yield "Tokens/s", [n for n in names if n == "tokens/sec"], {"noisy": True}
 
 
 def _chart(key: str, title: str, shown: list[tuple[str, curves.Series]], style: dict[str, bool]) -> str:

@@ -121,6 +121,27 @@ def copy(inkey, outkey):
     return KeyOp(lambda value, rng: value, inkey, outkey)
 
 
+@register("token_weights", device=True, whole_batch=True, deterministic=True)
+def token_weights(segments="targets_segments", outkey="weights"):
+    """Weights of tokens, float32 `[B, L]`: 1 over the share of real tokens in the batch, 0 for padding.
+
+    The mean of `weights * loss` over all places, padding and all, then is the mean loss of a real token, and
+    the mean of such means over equal slices of the batch is, too, however unequal their numbers of tokens.
+
+    Args:
+        segments: which tokens are real: where this is above 0.
+        outkey: where the weights go.
+    """
+
+    def op(batch, rng):
+        import jax.numpy as jnp
+
+        real = (value_of(batch, segments) > 0).astype(np.float32)
+        return {**batch, outkey: real / jnp.maximum(jnp.mean(real), 1 / real.size)}
+
+    return op
+
+
 @register("mixup", device=True, whole_batch=True)
 def mixup(p, keys=("image", "labels")):
     """Mixup (arXiv 1710.09412) as in AugReg: one coefficient a batch, each example with its predecessor.

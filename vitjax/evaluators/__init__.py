@@ -2,7 +2,8 @@
 
 An evaluator is a class. Its first argument is the `Context`, its keyword arguments are the schema of its
 config section, and `run(train_state)` yields pairs (metric name, float). The loop puts the section's name
-before the metric's: `val/prec@1`.
+before the metric's: `val/prec@1`. After `run`, lines in `notes`, if there are any, go to the log, and texts
+in `documents`, by their file names, to the workdir.
 """
 
 import dataclasses
@@ -17,7 +18,9 @@ from vitjax import config, durations, errors
 
 EVALUATORS = {
     "accuracy": "vitjax.evaluators.accuracy.Accuracy",
+    "bleu": "vitjax.evaluators.bleu.Bleu",
     "fewshot": "vitjax.evaluators.fewshot.FewShot",
+    "perplexity": "vitjax.evaluators.perplexity.Perplexity",
 }
 # Keys of an evaluator's section that the training loop reads.
 LOOP_KEYS = ("type", *durations.keys("log"))
@@ -34,6 +37,8 @@ class Context:
         first one.
       progress: called after each batch with the number of batches done and the number there are.
       compiler_options: of the functions that run the model, see `vitjax.compiler`.
+      text: section `text` of a run on sentence pairs, a `vitjax.data.text.section.Text`; None for others.
+      vocabulary: that of such a run.
     """
 
     task: Any
@@ -41,6 +46,8 @@ class Context:
     batch_sharding: jax.sharding.Sharding | None = None
     progress: Callable[[int, int], None] | None = None
     compiler_options: Mapping[str, str] | None = None
+    text: Any = None
+    vocabulary: Any = None
 
 
 def create(name: str, section: Any, *, context: Context, defaults: Mapping[str, Any] | None = None) -> Any:

@@ -29,8 +29,11 @@ class EvalInput:
         workers: int = 0,
         on_error: str = "raise",
         on_device: bool = False,
+        source: Any = None,
     ):
-        """Opens the split; `batch_size` is rounded up to what the devices can share evenly.
+        """Opens the split, or takes the `source` that is it.
+
+        `batch_size` is rounded up to what the devices can share evenly.
 
         With `on_device` the batches stay in the devices' memory after the first pass, as they are before the
         device part of the preprocessing. Examples are preprocessed alike in every pass, so nothing changes.
@@ -41,19 +44,14 @@ class EvalInput:
                 f"config.evals: batch_size={batch_size!r} must be a whole number from 1 on."
             )
         self.name = f"{data}[{split}]"
-        self.source = _open_source(data, split=split)
+        self.source = _open_source(data, split=split) if source is None else source
         self.preprocess = _parse(pp)
         self.mesh, self.progress, self.workers = context.mesh, context.progress, workers
         self.on_error, self.skipped = on_error, 0
         self._keep, self._kept = on_device, list[dict[str, jax.Array]]()
         self.compiler_options = context.compiler_options
-        axes = context.mesh.axis_names
-        self.sharding = context.batch_sharding or NamedSharding(
-            context.mesh, PartitionSpec("data" if "data" in axes else axes[0])
-        )
-        shards = context.mesh.size // self.sharding.shard_shape((context.mesh.size,))[0]
-        multiple = math.lcm(shards, jax.process_count())
-        self.batch_size = -(-batch_size // multiple) * multiple
+        self.sharding = batch_sharding(context)
+        self.batch_size = whole_shares(batch_size, context.mesh, self.sharding)
 
     def batches(self) -> Generator[dict[str, jax.Array]]:
         """Yields global batches on the mesh, with `_mask` bool `[B]` and `_id` int32 `[B]`."""
@@ -139,6 +137,30 @@ class EvalInput:
     def on_device(self, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
         """The device part of the preprocessing, traced; evaluation draws nothing, so its key is fixed."""
         return self.preprocess.device(batch, jax.random.key(0))
+
+
+def batch_sharding(context: Context) -> jax.sharding.Sharding:
+    """How the first axis of a batch lies on the devices."""
+    axes = context.mesh.axis_names
+    return context.batch_sharding or NamedSharding(
+        context.mesh, PartitionSpec("data" if "data" in axes else axes[0])
+    )
+
+
+def whole_shares(batch_size: int, mesh: jax.sharding.Mesh, sharding: jax.sharding.Sharding) -> int:
+    """`batch_size`, rounded up to what devices and processes can share evenly."""
+    shards = mesh.size // sharding.shard_shape((mesh.size,))[0]
+    multiple = math.lcm(shards, jax.process_count())
+    return -(-batch_size // multiple) * multiple
+
+
+def text_of(context: Context, evaluator: str) -> tuple[Any, Any]:
+    """Section `text` of the run and its vocabulary; raises UserError where it is none on text."""
+    if context.text is None or context.vocabulary is None:
+        raise errors.UserError(
+            f"type={evaluator!r} is for sentence pairs: set config.text = dict(languages=('en', 'de'))."
+        )
+    return context.text, context.vocabulary
 
 
 def replicated_jit(function: Any, context: Any) -> Any:

@@ -20,6 +20,10 @@ from vitjax.layers.precision import (
     sign_products,
 )
 
+# What overwrites the logit of a query and a key that it must not see. It is finite, so that a query that sees
+# no key at all, padding among padding, gets some mean of the values and not NaN.
+UNSEEN = -1e9
+
 
 class HeadProjection(nn.Module):
     """The parameters of a projection into or out of heads, without the product.
@@ -53,7 +57,8 @@ class MultiHeadDotProductAttention(nn.Module):
     Parameters are named and shaped as in the official JAX files: `query`, `key`,
     `value` with kernels `[D, H, Dh]` and biases `[H, Dh]`, `out` with kernel
     `[H, Dh, D]` and bias `[D]`. There is no dropout on the attention weights, as
-    in the official code. A variant overrides `logits` (what is added to them) or
+    in the official code, unless `weights_dropout` says how much. Values may have another size a head than
+    queries and keys (`value_head_dim`). A variant overrides `logits` (what is added to them) or
     `weights` (mixing heads around the softmax). `locality` adds LSA: its learned
     temperature is the parameter `scale` `[H]`, which logits are multiplied by. Without
     `out_projection` the heads side by side, `[B, N, H*Dh]`, are the result.
@@ -76,51 +81,64 @@ class MultiHeadDotProductAttention(nn.Module):
     scale: float | None = None  # of the logits, where it begins if it is learned; by default head_dim ** -0.5
     locality: Locality = NOWHERE
     out_projection: bool = dataclasses.field(default=True, kw_only=True)
+    out_bias: bool = dataclasses.field(default=True, kw_only=True)
+    value_head_dim: int | None = dataclasses.field(default=None, kw_only=True)  # by default as `head_dim`
+    weights_dropout: float = dataclasses.field(default=0.0, kw_only=True)
     precision: str = dataclasses.field(default="float", kw_only=True)  # one of `binary.PRECISIONS`
 
     @nn.compact
-    def __call__(self, x, context=None):
-        """Attends from `x` `[B, N, D]` to `context` `[B, M, D]`, by default to `x` itself: `[B, N, D]`."""
+    def __call__(self, x, context=None, *, mask=None, train: bool = False):
+        """Attends from `x` `[B, N, D]` to `context` `[B, M, D]`, by default to `x` itself: `[B, N, D]`.
+
+        `mask`, bool, broadcastable to `[B, H, N, M]`, is True where query n may see key m; None: everywhere.
+        It is put in before the weights, so heads that are mixed there (talking heads) take none.
+        `train` switches dropout on.
+        """
         x = x.astype(self.dtype)
         context = x if context is None else context.astype(self.dtype)
-        return self.merge(self.attended(*self.project(x, context)), x.shape[-1])
+        return self.merge(self.attended(*self.project(x, context), mask, train), x.shape[-1])
 
     def project(self, x, context):
         """Returns queries `[B, N, H, Dh]`, keys and values `[B, M, H, Dh]`."""
+        return self.heads(x, "query"), self.heads(context, "key"), self.heads(context, "value")
+
+    def heads(self, x, name):
+        """Projects `[B, N, D]` to the `query`, `key` or `value` of each head: `[B, N, H, Dh]`."""
         width = x.shape[-1]
         if self.head_dim is None and width % self.num_heads:
             raise UserError(f"width={width} cannot be split over num_heads={self.num_heads} heads.")
-        shape = (width, self.num_heads, self.head_dim or width // self.num_heads)
-        begin = self.initialisation.kernel, self.initialisation.bias_of(width)
-        precision = self.precision_of_inputs
-
-        stacked = dict(zip(("query", "key", "value"), self.initialisation.stacked, strict=True))
-
-        def heads(inputs, name):
-            if precision != "float":
-                draw = _part_of(self.initialisation.kernel, stacked[name])
-                project = BinaryProjection(shape[1] * shape[2], precision, draw, self.dtype, name=name)
-                y = project(inputs)
-                return y.reshape(*y.shape[:-1], *shape[1:])
-            kernel, bias = HeadProjection(shape, self.qkv_bias, True, *begin, stacked[name], name=name)()
-            y = affine(inputs, kernel.reshape(width, -1), None if bias is None else bias.reshape(-1))
-            return y.reshape(*y.shape[:-1], *shape[1:])
-
-        return heads(x, "query"), heads(context, "key"), heads(context, "value")
+        head_dim = self.head_dim or width // self.num_heads
+        if name == "value":
+            head_dim = self.value_head_dim or head_dim
+        stacked = dict(zip(("query", "key", "value"), self.initialisation.stacked, strict=True))[name]
+        if self.precision_of_inputs != "float":
+            draw = _part_of(self.initialisation.kernel, stacked)
+            features, precision = self.num_heads * head_dim, self.precision_of_inputs
+            y = BinaryProjection(features, precision, draw, self.dtype, name=name)(x)
+        else:
+            shape, begin = (width, self.num_heads, head_dim), self.initialisation
+            projection = HeadProjection(
+                shape, self.qkv_bias, True, begin.kernel, begin.bias_of(width), stacked, name=name
+            )
+            kernel, bias = projection()
+            y = affine(x, kernel.reshape(width, -1), None if bias is None else bias.reshape(-1))
+        return y.reshape(*y.shape[:-1], self.num_heads, head_dim)
 
     @property
     def precision_of_inputs(self) -> str:
         """The `precision` of queries, keys and values' own linear layers."""
         return self.precision
 
-    def attended(self, query, key, value):
+    def attended(self, query, key, value, mask=None, train: bool = False):
         """Averages values by the weights of each query: `[B, N, H, Dh]`."""
         exact = query, key, value
         if binary_activations(self.precision):
             query, key, value = AttentionSigns(self.dtype, name="signs")(query, key, value)
         logits = self.logits(query, key)
+        if mask is not None:
+            logits = jnp.where(mask, logits, jnp.asarray(UNSEEN, logits.dtype))
         self.sow("intermediates", "attention_logits", logits)
-        y = self.average(self.weights(logits), value)
+        y = self.average(self.weights(logits), value, train)
         return y if self.precision == "float" else AttentionShortcuts(name="context")(y, *exact)
 
     def logits(self, query, key):
@@ -146,7 +164,7 @@ class MultiHeadDotProductAttention(nn.Module):
         """Returns the attention weights `[B, H, N, M]`, float32, that sum to one over the last axis."""
         return jax.nn.softmax(logits.astype(jnp.float32), axis=-1)
 
-    def average(self, weights, value):
+    def average(self, weights, value, train: bool = False):
         """Averages values `[B, M, H, Dh]` by weights `[B, H, N, M]`: `[B, N, H, Dh]`."""
         if binary_activations(self.precision):
             self.sow("intermediates", "attention_weights", weights)
@@ -155,6 +173,10 @@ class MultiHeadDotProductAttention(nn.Module):
             return y
         weights = weights.astype(self.dtype)
         self.sow("intermediates", "attention_weights", weights)
+        if self.weights_dropout:
+            weights = nn.Dropout(self.weights_dropout, name="weights_dropout")(
+                weights, deterministic=not train
+            )
         return jnp.einsum("bhnm,bmhk->bnhk", weights, value)
 
     def merge(self, y, width):
@@ -167,7 +189,7 @@ class MultiHeadDotProductAttention(nn.Module):
             return BinaryProjection(width, self.precision, draw, self.dtype, name="out")(side_by_side)
         shape = (*y.shape[-2:], width)
         begin = self.initialisation.kernel, self.initialisation.bias_of(shape[0] * shape[1])
-        kernel, bias = HeadProjection(shape, True, False, *begin, name="out")()
+        kernel, bias = HeadProjection(shape, self.out_bias, False, *begin, name="out")()
         return affine(side_by_side, kernel.reshape(-1, width), bias)
 
 

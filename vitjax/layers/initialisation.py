@@ -126,4 +126,8 @@ SMALL_DATASETS = Initialisation(
 # Its CaiT has one Linear for queries and one for keys and values.
 SMALL_DATASETS_CAIT = dataclasses.replace(SMALL_DATASETS, stacked=(1, 2, 2))
 
+# tensor2tensor's Transformer, and google/flax's example of one. It has no patches nor tokens of its own; its
+# embedding is `layers.embedding`'s.
+TENSOR2TENSOR = dataclasses.replace(AUGREG, mlp_bias=nn.initializers.zeros)
+
 INITIALISATIONS = {"augreg": AUGREG, "deit": DEIT, "torch": TORCH, "small_datasets": SMALL_DATASETS}

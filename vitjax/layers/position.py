@@ -28,3 +28,18 @@ def sinusoid(positions: int, dim: int) -> np.ndarray:
     channel = np.arange(dim)
     angle = np.arange(positions)[:, None] / 10_000.0 ** (2 * (channel // 2) / dim)
     return np.where(channel % 2, np.cos(angle), np.sin(angle))[None].astype(np.float32)
+
+
+def concatenated_sinusoid(positions: int, dim: int) -> np.ndarray:
+    """Returns the fixed embedding `[1, positions, dim]`, float32, of tensor2tensor and its followers.
+
+    Half of the channels are sines and half cosines of the angle position * 10000^(-i / (dim//2 - 1)); an odd
+    `dim` ends in a channel of zeros. Neither order nor frequencies are those of `sinusoid`: the slowest wave
+    is exactly 1/10000. Source: tensor2tensor/layers/common_attention.py, `get_timing_signal_1d`.
+    """
+    if dim < 4:
+        raise UserError(f"positions='concatenated' needs a width of at least 4, not {dim}.")
+    half = dim // 2
+    angle = np.arange(positions)[:, None] * 10_000.0 ** (-np.arange(half) / (half - 1))
+    embedding = np.concatenate([np.sin(angle), np.cos(angle), np.zeros((positions, dim % 2))], axis=1)
+    return embedding[None].astype(np.float32)

@@ -32,6 +32,7 @@ FAMILIES = (
     "vitjax.models.efficientnet",
     "vitjax.models.reactnet",
     "vitjax.models.small",
+    "vitjax.models.transformer",
 )
 
 _OF_FLAX = {"parent", "name"}  # dataclass fields of every linen module

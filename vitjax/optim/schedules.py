@@ -10,8 +10,16 @@ With w = warmup steps, T = total steps and p = clip((t - w) / (T - w), 0, 1):
     stair                  mult * mults[i] from t = steps[i] on
 
 times min(1, t / w) times min(1, (T - t) / cooldown). This is big_vision's `create_learning_rate_schedule`;
-`end` of the cosine is ours and 0 by default. `rsqrt` with timescale = warmup is the schedule of "Attention Is
-All You Need" (arXiv 1706.03762, section 5.3) divided by its peak.
+`end` of the cosine is ours and 0 by default.
+
+"Attention Is All You Need" (arXiv 1706.03762, section 5.3) counts its steps s from 1, so that the first
+update already moves something. With s = t + ahead:
+
+    inverse_sqrt           mult * sqrt(w / s), and for s < w: warmup_lr + (peak - warmup_lr) s / w
+
+`ahead` is 1 and `warmup_lr` 0, as published; the peak, at s = w, is (d_model * w)^-0.5 there. fairseq's
+`inverse_sqrt` has ahead=0 and begins at warmup_lr=1e-7. `rsqrt` with timescale = warmup is the same with
+ahead=0 and warmup_lr=0.
 
 DeiT and CaiT train by the schedules of timm 0.3.2 (`timm/scheduler`). Their clock e counts whole epochs and
 is one epoch late (it is set to e after epoch e), so the first two epochs both see e = 0. Below the peak they
@@ -51,8 +59,9 @@ class Schedule:
     """schedule(t) -> float32 factor: NumPy for numbers and NumPy arrays, JAX for JAX arrays.
 
     `numbers` are its lengths and its peak: `total_steps`, `warmup`, `cooldown`, `mult`, and those of timm's
-    schedules. A compiled step takes them as arguments, `schedule(t, numbers)`, so that runs of other lengths
-    share the program. `own_warmup`: the decay does not want to be multiplied by min(1, t / warmup).
+    schedules and of `inverse_sqrt`. A compiled step takes them as arguments, `schedule(t, numbers)`, so that
+    runs of other lengths share the program. `own_warmup`: the decay does not want to be multiplied by
+    min(1, t / warmup).
     """
 
     numbers: Mapping[str, float]
@@ -100,7 +109,8 @@ def create(
       **options: the durations `warmup_*` and `cooldown_*`, and what the decay has of its own: `end` (cosine),
         `end` and `power` (linear, polynomial), `timescale` and `shift` in steps or as durations (rsqrt),
         `steps` and `mults` (stair), `warmup_lr`, `min_lr` and `warmup_prefix` (timm_cosine), `warmup_lr`,
-        `rate` and the duration `every_*` (timm_step), `per` and `lag` (both), `ahead` (epoch_linear).
+        `rate` and the duration `every_*` (timm_step), `per` and `lag` (both), `ahead` (epoch_linear),
+        `ahead` and `warmup_lr` (inverse_sqrt).
     """
     to_steps = lambda name, default: durations.steps(
         options,
@@ -136,7 +146,11 @@ def create(
         numbers["unit"] = _epoch(batch_size, num_examples)
     if decay_type in _TIMM:
         numbers |= _timm_numbers(decay_type, own, lr, batch_size, num_examples)
-    return Schedule(numbers, decay, own_warmup=decay_type in _TIMM)
+    if decay_type == "inverse_sqrt":
+        # Without a warmup there is nothing that begins at the low rate, and lr may be anything.
+        low = own.get("warmup_lr", 0.0) if warmup else 0.0
+        numbers["warmup_lr"] = low / _peak(lr, decay_type) if low else 0.0
+    return Schedule(numbers, decay, own_warmup=decay_type in (*_TIMM, "inverse_sqrt"))
 
 
 def _timm_numbers(
@@ -147,15 +161,21 @@ def _timm_numbers(
     `unit` is the length of a tick in steps, an int; `every` is in steps, too; the rates are shares of `lr`.
     """
     given = {key: p.default for key, p in inspect.signature(_DECAYS[name]).parameters.items()} | own
+    peak = _peak(lr, name)
+    unit = 1 if given["per"] == "step" else _epoch(batch_size, num_examples)
+    rates = {key: given[key] / peak for key in ("warmup_lr", "min_lr") if key in given}
+    lengths = {key: given[key] for key in ("every",) if key in given}
+    return {"unit": unit, **rates, **lengths}
+
+
+def _peak(lr: float | None, name: str) -> float:
+    """The learning rate that rates among the options are shares of."""
     peak = _known(lr, "lr")
     if not peak > 0:
         raise errors.UserError(
             f"config.schedule: config.lr={peak!r} must be more than 0 for {name!r}, whose options are rates."
         )
-    unit = 1 if given["per"] == "step" else _epoch(batch_size, num_examples)
-    rates = {key: given[key] / peak for key in ("warmup_lr", "min_lr") if key in given}
-    lengths = {key: given[key] for key in ("every",) if key in given}
-    return {"unit": unit, **rates, **lengths}
+    return peak
 
 
 def _epoch(batch_size: int | None, num_examples: int | None) -> int:
@@ -190,6 +210,19 @@ def _rsqrt(*, timescale: int = 10_000, shift: int = 0) -> Callable[..., Any]:
     if not timescale > 0:
         raise errors.UserError(f"config.schedule: timescale={timescale!r} must be more than 0.")
     return lambda xp, mult, after_warmup, **_: mult / xp.sqrt(1.0 + (after_warmup + shift) / timescale)
+
+
+def _inverse_sqrt(*, ahead: int = 1, warmup_lr: float = 0.0) -> Callable[..., Any]:
+    del warmup_lr  # this is among the numbers
+    if ahead not in (0, 1):
+        raise errors.UserError(f"config.schedule: ahead={ahead!r} must be 1, as published, or 0 (fairseq).")
+
+    def factor(xp: Any, mult: Any, t: Any, numbers: Mapping[str, Any], **_: Any) -> Any:
+        clock, warmup = xp.maximum(t + ahead, 1), xp.maximum(numbers["warmup"], 1)
+        rising = numbers["warmup_lr"] + (mult - numbers["warmup_lr"]) * (t + ahead) / warmup
+        return xp.where(t + ahead < warmup, rising, mult * xp.sqrt(warmup / clock))
+
+    return factor
 
 
 def _stair(*, steps: Sequence[int] = (), mults: Sequence[float] = ()) -> Callable[..., Any]:
@@ -252,6 +285,7 @@ _DECAYS = {
     "constant": _constant,
     "cosine": _cosine,
     "epoch_linear": _epoch_linear,
+    "inverse_sqrt": _inverse_sqrt,
     "linear": _polynomial,
     "polynomial": _polynomial,
     "rsqrt": _rsqrt,

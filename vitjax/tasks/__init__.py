@@ -13,9 +13,10 @@ from vitjax.config import bind
 from vitjax.errors import UserError, nearest
 from vitjax.tasks.classify import Classify
 from vitjax.tasks.distill import Distill
+from vitjax.tasks.translate import Translate
 from vitjax.teachers import Student
 
-TASKS = {"classify": Classify, "distill": Distill}
+TASKS = {"classify": Classify, "distill": Distill, "translate": Translate}
 
 
 def create(section: Mapping[str, Any], model: Any, student: Student | None = None) -> Any:

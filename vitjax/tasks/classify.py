@@ -1,18 +1,16 @@
 """Image classification with one loss over soft or multi-hot labels."""
 
-import inspect
-from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-import numpy as np
 
 from vitjax import losses
 from vitjax.errors import UserError
-from vitjax.teachers import Network, Recorded, Student
+from vitjax.tasks.task import Task
+from vitjax.teachers import Student
 
 
-class Classify:
+class Classify(Task):
     """Learns `batch["labels"]` (float [B, K], made by the `onehot` op) from `batch["image"]`.
 
     Args:
@@ -20,13 +18,7 @@ class Classify:
       student: what a teacher has to know of the run; there is none here.
       loss: name of the loss: `sigmoid_xent` (AugReg), `softmax_xent` or `binarised_xent` (DeiT III).
       label_smoothing: weight of the uniform distribution mixed into the labels.
-
-    Attributes:
-      takes_progress: whether the model wants to know the share of training that is done, as those with
-        annealed gradients of signs do; `loss` and `forward` then take it.
     """
-
-    teacher: Network | Recorded | None = None
 
     def __init__(
         self,
@@ -36,11 +28,9 @@ class Classify:
         loss: str = "softmax_xent",
         label_smoothing: float = 0.0,
     ):
-        self.model = model
+        super().__init__(model)
         self.loss_name = loss
         self.label_smoothing = label_smoothing
-        self.notes: list[str] = []
-        self.takes_progress = "progress" in inspect.signature(type(model).__call__).parameters
         self._xent = losses.get(loss)
         if self.teacher is None and has_own_target(model):
             raise UserError(
@@ -49,24 +39,6 @@ class Classify:
                 "config.task = dict(name='distill', teacher=dict(...)), or train the mean of both heads on "
                 "the labels with config.model.average_heads=True."
             )
-
-    @property
-    def by_position(self) -> Mapping[str, Callable[[np.ndarray], np.ndarray]]:
-        """Entries of a batch that are read from disk, as functions of stream positions."""
-        return self.teacher.by_position if self.teacher else {}
-
-    @property
-    def abstract_frozen(self) -> Any:
-        """Variables that the loss needs and the run does not train, by shape; None without any."""
-        return self.teacher.abstract if self.teacher else None
-
-    @property
-    def frozen(self) -> Any:
-        """These variables, read from disk as often as asked for; `notes` then says what was read."""
-        if self.teacher is None:
-            return None
-        variables, self.notes = self.teacher.load()
-        return variables
 
     def init(self, rng: jax.Array, batch: dict) -> tuple[Any, Any]:
         """Returns `(params, model_state)` for images of the batch's shape."""

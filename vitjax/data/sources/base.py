@@ -2,7 +2,7 @@
 
 import bisect
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,23 @@ class Source:
 
     name: str
     class_names: tuple[str, ...]
+    unit: str = "img"
+    """What speed is measured in."""
+
+    @property
+    def units_per_example(self) -> float:
+        """How many units an example is."""
+        return 1
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """What is to be said of it when a run begins."""
+        return ()
+
+    @property
+    def about(self) -> Mapping[str, Any]:
+        """What `run.json` keeps of it."""
+        return {}
 
     @property
     def num_classes(self) -> int:

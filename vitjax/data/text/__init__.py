@@ -1,0 +1,1 @@
+"""Text: sentence pairs, the vocabulary that both languages share, and rows of tokens."""
