@@ -185,8 +185,8 @@ def check_smoothing(label_smoothing: float, form: str) -> None:
 def _pick(logits: jax.Array, targets: jax.Array) -> jax.Array:
     """`logits[..., targets]`, by a comparison that melts into the pass over the logits.
 
-    The gradient of a gather is a scatter into an array of zeros of the size of the logits, which a CPU makes
-    on one thread; and on a mesh with explicit axes a gather has to be told where its result lies.
+    The gradient of a gather is a scatter into an array of zeros of the size of the logits; and on a mesh with
+    explicit axes a gather has to be told where its result lies.
     """
     hit = targets[..., None] == jnp.arange(logits.shape[-1], dtype=targets.dtype)
     return jnp.sum(jnp.where(hit, logits, 0.0), axis=-1)
